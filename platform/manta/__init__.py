@@ -1,0 +1,44 @@
+"""manta: an ML platform on Ray.
+
+The public names are loaded when first used: `import manta` loads neither ray, feast, mlflow nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "AtLeast": "manta.definitions",
+    "AtMost": "manta.definitions",
+    "BeatsChampion": "manta.definitions",
+    "Client": "manta.client",
+    "Column": "manta.definitions",
+    "Contract": "manta.definitions",
+    "Endpoint": "manta.definitions",
+    "Examples": "manta.definitions",
+    "FeatureTable": "manta.definitions",
+    "Files": "manta.definitions",
+    "Ingest": "manta.definitions",
+    "MantaError": "manta.errors",
+    "Materialize": "manta.definitions",
+    "Settings": "manta.settings",
+    "TimeSplit": "manta.definitions",
+    "Torch": "manta.definitions",
+    "Training": "manta.definitions",
+    "connect": "manta.client",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'manta' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

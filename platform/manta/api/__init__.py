@@ -1,0 +1,1 @@
+"""The server: HTTP over Platform. `python -m manta.api` runs it."""

@@ -1,0 +1,23 @@
+"""`python -m manta.api`: the manta server of the project in the working directory."""
+
+from __future__ import annotations
+
+import logging
+
+import uvicorn
+
+from manta.api.server import create
+from manta.app import Platform
+from manta.settings import Settings
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    settings = Settings.load(".")
+    platform = Platform(settings)
+    uvicorn.run(create(platform), host=settings.host, port=settings.ports.server, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Platform: the verbs, over plan, ledger and control. The API server is a door to it."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from manta.control.controller import Controller, package_file, run_logs
+from manta.control.engine import Engine, RayEngine
+from manta.definitions import Endpoint, digest, from_json
+from manta.errors import InvalidInput, NotFound
+from manta.ledger.endpoints import EndpointRow
+from manta.ledger.runs import Run, State
+from manta.ledger.store import Ledger
+from manta.plan import Action, Held, Plan, plan
+from manta.project import Project
+from manta.settings import Settings
+
+
+class Applied(BaseModel):
+    """What an apply set going: the plan it carried out, and the run of each step, kept ones included."""
+
+    plan: Plan
+    runs: dict[str, int]
+
+
+class ModelVersion(BaseModel):
+    """A registered version, the aliases that point at it, and the run that made it."""
+
+    model: str
+    version: str
+    aliases: tuple[str, ...]
+    run: Run
+
+
+class EndpointInfo(BaseModel):
+    """An endpoint with the URL it answers at."""
+
+    name: str
+    model: str
+    state: str
+    url: str
+    served: dict[str, Any]
+    message: str
+
+
+class Platform:
+    """One per server process. Thread-safe. ``start`` begins the control loop; ``close`` ends it."""
+
+    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
+        self.settings = settings
+        self.ledger = Ledger(settings.ledger_url)
+        self.engine = engine or RayEngine(settings)
+        self.controller = Controller(settings, self.ledger, self.engine)
+        self._thread: threading.Thread | None = None
+        self._applying = threading.Lock()
+
+    def start(self) -> None:
+        self.ledger.create()
+        self._thread = threading.Thread(target=self.controller.run_forever, name="controller", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self.controller.stop()
+        if self._thread:
+            self._thread.join(timeout=10)
+        self.ledger.close()
+
+    # --- plan and apply -------------------------------------------------------------------------------
+
+    def put_package(self, package: str, content: bytes) -> None:
+        """Keep a project's package under its digest.
+
+        Raises:
+            InvalidInput: the content is not what the digest says.
+        """
+        if hashlib.sha256(content).hexdigest()[:32] != package:
+            raise InvalidInput("the package's content does not match its digest", hint="send it again")
+        path = package_file(self.settings, package)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{secrets.token_hex(4)}")
+            partial.write_bytes(content)
+            partial.replace(path)
+
+    def has_package(self, package: str) -> bool:
+        return package_file(self.settings, package).exists()
+
+    def plan(self, project: Project) -> Plan:
+        return plan(project, self._held(project))
+
+    def apply(self, project: Project) -> Applied:
+        """Carry out the plan: submit a run for each step that needs one, deploy and remove endpoints.
+
+        The same project applied twice, also concurrently, sets each run going once.
+
+        Raises:
+            NotFound: its package has not been put.
+        """
+        self._check_package(project.package)
+        with self._applying:
+            held = self._held(project)
+            made = plan(project, held)
+            runs: dict[str, int] = {}
+            for step in made.steps:
+                if step.action is Action.RUN:
+                    needs = [runs[need] for need in step.needs]
+                    last = held.last.get(step.name)
+                    key = ["apply", project.name, step.name, needs, last.id if last else 0]
+                    runs[step.name] = self._submit(project, step.name, {}, needs, digest(key)).id
+                elif step.action is Action.DEPLOY:
+                    endpoint, fingerprint = project.endpoints()[step.name]
+                    self.ledger.put_endpoint(
+                        project.name,
+                        step.name,
+                        definition=endpoint.to_json(),
+                        package=project.package,
+                        fingerprint=fingerprint,
+                        state="WANTED",
+                    )
+                elif step.action is Action.REMOVE:
+                    self.ledger.drop_endpoint(project.name, step.name)
+                elif step.run is not None:
+                    runs[step.name] = step.run
+            definitions = [described.model_dump(mode="json") for described in project.described]
+            self.ledger.apply_project(project.name, project.package, definitions)
+        self.controller.wake()
+        return Applied(plan=made, runs=runs)
+
+    def _held(self, project: Project) -> Held:
+        name = project.name
+        heads, last, succeeded, active = {}, {}, {}, {}
+        for job_name, (job, _) in project.jobs().items():
+            for run in self.ledger.runs(project=name, job=job_name, limit=1):
+                last[job_name] = run
+                if not run.state.ended and not run.stop_requested:
+                    active[job_name] = run
+            success = self.ledger.last_success(name, job_name)
+            if success:
+                succeeded[job_name] = success
+            for ref in job.outputs():
+                head = self.ledger.head(name, ref)
+                if head:
+                    heads[ref] = head
+        endpoints = {row.name: row for row in self.ledger.endpoints(name)}
+        return Held(last=last, succeeded=succeeded, active=active, heads=heads, endpoints=endpoints)
+
+    # --- runs -----------------------------------------------------------------------------------------
+
+    def run(self, project: Project, job: str, params: Mapping[str, Any], key: str | None = None) -> Run:
+        """Submit one run of ``job``, fresh or not. The same ``key`` again gives the same run.
+
+        Raises:
+            NotFound: the project has no such job, or its package has not been put.
+            InvalidInput: the job takes no parameter of that name.
+        """
+        self._check_package(project.package)
+        jobs = project.jobs()
+        if job not in jobs:
+            raise NotFound(f"the project has no job {job!r}", hint=f"it has: {', '.join(sorted(jobs))}")
+        takes = getattr(jobs[job][0], "params", {})
+        unknown = sorted(set(params) - set(takes))
+        if unknown:
+            raise InvalidInput(
+                f"job {job!r} takes no parameter {', '.join(unknown)}",
+                hint=f"it takes: {', '.join(sorted(takes)) or 'none'}",
+            )
+        run = self._submit(project, job, params, (), key or secrets.token_hex(16))
+        self.controller.wake()
+        return run
+
+    def _submit(self, project: Project, job: str, params: Mapping[str, Any], needs: Any, key: str) -> Run:
+        definition, fingerprint = project.jobs()[job]
+        return self.ledger.submit(
+            key=f"{project.name}-{job}-{key}",
+            project=project.name,
+            job=job,
+            kind=definition.kind,
+            definition=definition.to_json(),
+            fingerprint=fingerprint,
+            package=project.package,
+            params=params,
+            needs=needs,
+        )
+
+    def _check_package(self, package: str) -> None:
+        if not self.has_package(package):
+            raise NotFound(f"the package {package} has not been put", hint="put it, then submit again")
+
+    def get_run(self, run_id: int) -> Run:
+        return self.ledger.run(run_id)
+
+    def runs(self, job: str | None = None, active: bool = False, limit: int = 50) -> list[Run]:
+        states = [state for state in State if not state.ended] if active else None
+        return self.ledger.runs(project=self.settings.project, job=job, states=states, limit=limit)
+
+    def stop(self, run_id: int) -> Run:
+        """Ask for a run to be stopped. Returns at once; ask :meth:`get_run` until it has ended."""
+        self.ledger.run(run_id)
+        run = self.ledger.request_stop(run_id)
+        self.controller.wake()
+        return run
+
+    def logs(self, run_id: int) -> str:
+        return run_logs(self.settings, self.engine, self.ledger.run(run_id))
+
+    # --- models and endpoints -------------------------------------------------------------------------
+
+    def models(self) -> list[ModelVersion]:
+        """Every registered version, newest first."""
+        aliases = self.ledger.aliases(self.settings.project)
+        return [
+            ModelVersion(
+                model=version.name,
+                version=version.version,
+                aliases=tuple(
+                    a for (m, a), v in aliases.items() if (m, v) == (version.name, version.version)
+                ),
+                run=run,
+            )
+            for version, run in self.ledger.versions(self.settings.project, "model")
+            if run.state is State.SUCCEEDED
+        ]
+
+    def endpoints(self) -> list[EndpointInfo]:
+        return [self._endpoint(row) for row in self.ledger.endpoints(self.settings.project)]
+
+    def endpoint(self, name: str) -> EndpointInfo:
+        """Raises:
+        NotFound: there is no such endpoint.
+        """
+        found = {info.name: info for info in self.endpoints()}
+        if name not in found:
+            raise NotFound(
+                f"there is no endpoint {name!r}",
+                hint=f"there is: {', '.join(found)}" if found else "`manta apply` puts them up",
+            )
+        return found[name]
+
+    def _endpoint(self, row: EndpointRow) -> EndpointInfo:
+        endpoint = from_json(row.definition)
+        assert isinstance(endpoint, Endpoint)
+        return EndpointInfo(
+            name=row.name,
+            model=endpoint.model,
+            state=row.state,
+            url=f"{self.settings.serve_url}{row.route}",
+            served=row.served,
+            message=row.message,
+        )

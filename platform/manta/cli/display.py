@@ -1,0 +1,150 @@
+"""What the command line shows: plans, live progress of runs, lists."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from manta.app import Applied, EndpointInfo
+from manta.ledger.runs import Run, State
+from manta.plan import Action, Plan
+
+console = Console()
+
+COLOURS = {
+    State.QUEUED: "dim",
+    State.STARTING: "yellow",
+    State.RUNNING: "cyan",
+    State.PREEMPTING: "yellow",
+    State.SUCCEEDED: "green",
+    State.FAILED: "red",
+    State.STOPPED: "magenta",
+}
+SIGNS = {
+    Action.RUN: "[yellow]+[/]",
+    Action.FOLLOW: "[cyan]~[/]",
+    Action.KEEP: "[green]=[/]",
+    Action.DEPLOY: "[yellow]+[/]",
+    Action.REMOVE: "[red]-[/]",
+}
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f} s" if value < 100 else f"{value / 60:.1f} min"
+
+
+def age(at: datetime) -> str:
+    passed = (datetime.now(UTC) - at).total_seconds()
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if passed >= size:
+            return f"{passed / size:.0f} {unit} ago"
+    return f"{max(passed, 0):.0f} s ago"
+
+
+def show_plan(plan: Plan) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    for step in plan.steps:
+        touched = plan.touches.get(step.name, ())
+        table.add_row(SIGNS[step.action], step.kind, f"[bold]{step.name}[/]", step.because)
+        if step.action is Action.RUN and touched and not step.needs:
+            table.add_row("", "", "", f"[dim]touches {', '.join(touched)}[/]")
+    console.print(table, highlight=False)
+    changed = sum(step.action is not Action.KEEP for step in plan.steps)
+    if changed:
+        console.print(f"{changed} to do, {len(plan.steps) - changed} fresh. `manta apply` does it.")
+    else:
+        console.print(f"Nothing to do: all {len(plan.steps)} are fresh.")
+
+
+def run_row(run: Run) -> list[Any]:
+    took = run.seconds
+    if took is None and run.started_at:
+        took = (datetime.now(UTC) - run.started_at).total_seconds()
+    state = Text(str(run.state).lower(), style=COLOURS[run.state])
+    bar: Any = ""
+    if run.state is State.RUNNING:
+        progress = run.progress
+        known = progress is not None and progress.total > 0
+        bar = ProgressBar(
+            total=progress.total if known and progress else None,
+            completed=progress.done if known and progress else 0,
+            pulse=not known,
+            width=24,
+        )
+    made = ", ".join(f"{version.name}@{version.version}" for version in run.outputs)
+    told = run.progress.unit if run.state is State.RUNNING and run.progress else made
+    if run.state in (State.FAILED, State.STOPPED):
+        told = run.message.splitlines()[0][:70] if run.message else str(run.end_reason or "")
+    return [str(run.id), run.job, state, seconds(took), bar or told, told if bar else ""]
+
+
+def runs_table(runs: Iterable[Run]) -> Table:
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for name in ("run", "job", "state", "took", "", ""):
+        table.add_column(name, no_wrap=True)
+    for run in runs:
+        table.add_row(*run_row(run))
+    return table
+
+
+class LiveRuns:
+    """Shows runs and endpoints while they work: a live table in a terminal, a line per change elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = Live(console=console, refresh_per_second=8) if sys.stdout.isatty() else None
+        self._told: dict[object, str] = {}
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, runs: list[Run], endpoints: list[EndpointInfo]) -> None:
+        if self._live:
+            lines = [
+                Text(f" endpoint {each.name}: {each.state.lower()} {each.message.splitlines()[0][:80]}")
+                if each.message
+                else Text(f" endpoint {each.name}: {each.state.lower()}")
+                for each in endpoints
+            ]
+            self._live.update(Group(runs_table(runs), *lines))
+            return
+        for run in runs:
+            self._tell(run.id, str(run.state), _line(run))
+        for each in endpoints:
+            self._tell(each.name, each.state, f"endpoint {each.name}: {each.state}")
+
+    def _tell(self, what: object, state: str, line: str) -> None:
+        if self._told.get(what) != state:
+            self._told[what] = state
+            if state not in (State.QUEUED, State.STARTING, "WANTED"):
+                print(line, flush=True)
+
+
+def _line(run: Run) -> str:
+    made = ", ".join(f"{version.name}@{version.version}" for version in run.outputs)
+    told = run.message.splitlines()[0] if run.message and run.state is not State.SUCCEEDED else made
+    return f"run {run.id:>3} {run.job:<18} {run.state:<10} {seconds(run.seconds):>8}  {told}".rstrip()
+
+
+def show_applied(applied: Applied) -> None:
+    kept = [step for step in applied.plan.steps if step.action is Action.KEEP]
+    for step in kept:
+        console.print(f"{SIGNS[step.action]} {step.kind} [bold]{step.name}[/] is fresh: {step.because}")

@@ -1,0 +1,45 @@
+"""`manta plan`, `apply`, `init`: a project and what the platform holds of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manta.cli.display import LiveRuns, console, show_applied, show_plan
+from manta.cli.reference import copy_reference
+from manta.client import connect
+
+
+def plan() -> None:
+    """Show what `apply` would do, and why."""
+    show_plan(connect().plan())
+
+
+def apply(
+    wait: Annotated[bool, typer.Option(help="Wait for the runs and endpoints to be done.")] = True,
+) -> None:
+    """Run what is missing or stale, and bring the endpoints to what the project defines."""
+    client = connect()
+    applied = client.apply()
+    show_applied(applied)
+    if wait:
+        with LiveRuns() as live:
+            client.wait_applied(applied, live)
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(help="A folder that does not exist yet, or is empty.")],
+    name: Annotated[str, typer.Option(help="The project's name; the folder's, unless given.")] = "",
+) -> None:
+    """Copy the reference project (late flights) into a new folder, under a new name."""
+    project = copy_reference(directory, name)
+    console.print(f"project [bold]{project}[/] in {directory}", highlight=False)
+    console.print(f"  cd {directory} && manta up && manta apply", highlight=False)
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(plan)
+    app.command()(apply)
+    app.command()(init)

@@ -1,0 +1,214 @@
+"""The client: the platform's verbs over HTTP.
+
+import manta
+
+client = manta.connect()             # the platform of the project in this folder
+run = client.submit("flights")
+client.wait(run.id)
+client.predict("delay", {"keys": {...}})
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from manta.app import Applied, EndpointInfo, ModelVersion
+from manta.errors import MantaError, NotFound, PlatformDown, RunFailed, Unavailable, from_problem
+from manta.ledger.runs import Run, State
+from manta.plan import Action, Plan
+from manta.project import Project, load
+from manta.settings import Settings
+
+POLL_SECONDS = 0.3
+
+
+def connect(root: str | Path = ".", *, url: str | None = None) -> Client:
+    """A client of the platform that serves the project in ``root``, or of the one at ``url``.
+
+    Raises:
+        PlatformDown: nothing answers there.
+    """
+    settings = Settings.load(root)
+    client = Client(settings, url or settings.server_url)
+    client.health()
+    return client
+
+
+class Client:
+    """Each verb raises the error that the server raised, and PlatformDown when it does not answer."""
+
+    def __init__(self, settings: Settings, url: str) -> None:
+        self.settings = settings
+        self.url = url
+        self._http = httpx.Client(base_url=url, timeout=60.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def health(self) -> dict[str, Any]:
+        """Raises:
+        PlatformDown: nothing answers, or the platform of another project does.
+        """
+        found: dict[str, Any] = self._json("GET", "/healthz")
+        if found["project"] != self.settings.project:
+            raise PlatformDown(
+                f"{self.url} serves the project {found['project']!r} in {found['root']}, "
+                f"not {self.settings.project!r}",
+                hint="run `manta down` there, or give this project other ports: MANTA_PORTS__SERVER=…",
+            )
+        return found
+
+    # --- plan and apply -------------------------------------------------------------------------------
+
+    def load(self) -> Project:
+        """Load the project in this folder and hand its package to the server."""
+        project, content = load(self.settings)
+        if self._send("HEAD", f"/v1/packages/{project.package}", accept=(200, 404)).status_code == 404:
+            self._send("PUT", f"/v1/packages/{project.package}", content=content)
+        return project
+
+    def plan(self) -> Plan:
+        """What :meth:`apply` would do."""
+        return Plan(**self._json("POST", "/v1/plan", content=self.load().model_dump_json()))
+
+    def apply(self) -> Applied:
+        """Make the platform hold what the project defines. Returns once all is set going."""
+        return Applied(**self._json("POST", "/v1/apply", content=self.load().model_dump_json()))
+
+    def wait_applied(self, applied: Applied, seen: Callable[[list[Run], list[EndpointInfo]], None]) -> None:
+        """Wait until every run of it has ended and every endpoint answers; ``seen`` is told each look.
+
+        Raises:
+            RunFailed: a run ended otherwise than SUCCEEDED, after the others have ended.
+            Unavailable: an endpoint does not come up.
+        """
+        pending = [
+            applied.runs[step.name]
+            for step in applied.plan.steps
+            if step.action in (Action.RUN, Action.FOLLOW)
+        ]
+        deployed = {step.name for step in applied.plan.steps if step.action is Action.DEPLOY}
+        while True:
+            runs = [self.run(run_id) for run_id in pending]
+            endpoints = [each for each in self.endpoints() if each.name in deployed]
+            seen(runs, endpoints)
+            if all(run.state.ended for run in runs):
+                failed = [run for run in runs if run.state is not State.SUCCEEDED]
+                if failed:
+                    raise _failure(failed)
+                broken = [each for each in endpoints if each.state == "FAILED"]
+                if broken:
+                    raise Unavailable(
+                        f"endpoint {broken[0].name} did not come up: {broken[0].message}",
+                        hint="correct serve/ or the model, then `manta apply`",
+                    )
+                if all(each.state == "READY" for each in endpoints):
+                    return
+            time.sleep(POLL_SECONDS)
+
+    # --- runs -----------------------------------------------------------------------------------------
+
+    def submit(self, job: str, params: Mapping[str, Any] | None = None, *, key: str | None = None) -> Run:
+        """Submit one run of a job of the project in this folder."""
+        body = {"project": self.load().model_dump(), "job": job, "params": dict(params or {}), "key": key}
+        return Run(**self._json("POST", "/v1/runs", json=body))
+
+    def run(self, run_id: int) -> Run:
+        return Run(**self._json("GET", f"/v1/runs/{run_id}"))
+
+    def runs(self, job: str | None = None, *, active: bool = False, limit: int = 50) -> list[Run]:
+        params = {"active": active, "limit": limit} | ({"job": job} if job else {})
+        return [Run(**each) for each in self._json("GET", "/v1/runs", params=params)]
+
+    def logs(self, run_id: int) -> str:
+        return self._send("GET", f"/v1/runs/{run_id}/logs").text
+
+    def stop(self, run_id: int) -> Run:
+        return Run(**self._json("POST", f"/v1/runs/{run_id}/stop"))
+
+    def wait(self, run_id: int, seen: Callable[[Run], None] = lambda run: None) -> Run:
+        """Wait until the run has ended; ``seen`` is told each look.
+
+        Raises:
+            RunFailed: it ended otherwise than SUCCEEDED.
+        """
+        while True:
+            run = self.run(run_id)
+            seen(run)
+            if run.state is State.SUCCEEDED:
+                return run
+            if run.state.ended:
+                raise _failure([run])
+            time.sleep(POLL_SECONDS)
+
+    # --- models and endpoints -------------------------------------------------------------------------
+
+    def models(self) -> list[ModelVersion]:
+        return [ModelVersion(**each) for each in self._json("GET", "/v1/models")]
+
+    def endpoints(self) -> list[EndpointInfo]:
+        return [EndpointInfo(**each) for each in self._json("GET", "/v1/endpoints")]
+
+    def predict(self, model: str, body: Mapping[str, Any], *, features: bool = False) -> dict[str, Any]:
+        """Ask the endpoint of that name, or the one that serves that model.
+
+        Args:
+            body: ``{"keys": …}`` or ``{"rows": …}``, one object or a list of them.
+            features: also answer which feature values were used, and how fresh they are.
+
+        Raises:
+            NotFound: no endpoint serves it.
+            RequestInvalid: the body does not fit.
+        """
+        endpoints = self.endpoints()
+        for endpoint in endpoints:
+            if model in (endpoint.name, endpoint.model):
+                url = f"{endpoint.url}/predict"
+                params = {"features": "true"} if features else None
+                answer: dict[str, Any] = self._json("POST", url, json=dict(body), params=params)
+                return answer
+        served = ", ".join(endpoint.name for endpoint in endpoints)
+        raise NotFound(
+            f"no endpoint serves {model!r}",
+            hint=f"served: {served}" if served else "`manta apply` puts the project's endpoints up",
+        )
+
+    def _json(self, method: str, path: str, **content: Any) -> Any:
+        return self._send(method, path, **content).json()
+
+    def _send(
+        self, method: str, path: str, accept: tuple[int, ...] = (200, 201, 204), **content: Any
+    ) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **content)
+        except httpx.TransportError as error:
+            raise PlatformDown(
+                f"the platform does not answer at {error.request.url}: {error or type(error).__name__}",
+                hint="start it with `manta up`; `manta status` shows what is up",
+            ) from None
+        if answer.status_code in accept:
+            return answer
+        raise _problem(answer)
+
+
+def _problem(answer: httpx.Response) -> MantaError:
+    try:
+        return from_problem(answer.json())
+    except ValueError:
+        return Unavailable(f"{answer.request.url} answered {answer.status_code}: {answer.text[:500]}")
+
+
+def _failure(failed: list[Run]) -> RunFailed:
+    first = min(failed, key=lambda run: (run.end_reason == "NEED_FAILED", run.id))
+    return RunFailed(
+        f"run {first.id} ({first.job}) {first.state}: {first.message or first.end_reason}",
+        hint=f"`manta logs {first.id}` shows what it printed",
+    )

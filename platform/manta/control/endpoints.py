@@ -1,0 +1,117 @@
+"""Bringing the endpoints that Ray Serve runs to what the ledger wants of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import httpx
+
+from manta.control.engine import Engine, EngineApp
+from manta.definitions import Endpoint, Ref, from_json
+from manta.errors import NotFound, Unavailable
+from manta.ledger.endpoints import EndpointRow
+from manta.ledger.store import Ledger
+from manta.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def app_name(row: EndpointRow) -> str:
+    return f"{row.project}-{row.name}"
+
+
+class Deployer:
+    """Compares each endpoint's wanted configuration with the one Ray Serve last accepted, and sends all of
+    them when one differs. A moved alias changes only the user configuration, which the replicas apply in
+    place."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, engine: Engine) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._engine = engine
+        self._http = httpx.Client(base_url=settings.serve_url, timeout=5.0)
+        self._sent = ""
+
+    def tick(self) -> bool:
+        """One round. True while an endpoint is on its way."""
+        rows = self._ledger.endpoints()
+        if not rows and not self._sent:
+            return False
+        wanted: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            try:
+                wanted[app_name(row)] = self._wanted(row)
+            except NotFound as error:
+                if row.message != error.message:
+                    self._ledger.put_endpoint(row.project, row.name, state="WANTED", message=error.message)
+        apps = self._engine.apps() if wanted or self._sent else {}
+        sent = json.dumps(wanted, sort_keys=True)
+        # Sent anew when something changed, and when the cluster has lost what it was sent.
+        if sent != self._sent or any(name not in apps for name in wanted):
+            if wanted or any(name in self._sent for name in apps):
+                self._send(wanted)
+                apps = self._engine.apps()
+            self._sent = sent if wanted else ""
+        pending = False
+        for row in rows:
+            if app_name(row) in wanted:
+                pending |= self._observe(row, wanted[app_name(row)], apps.get(app_name(row)))
+        return pending
+
+    def _wanted(self, row: EndpointRow) -> dict[str, Any]:
+        """Raises:
+        NotFound: the alias does not point anywhere yet.
+        """
+        endpoint = from_json(row.definition)
+        assert isinstance(endpoint, Endpoint)
+        held = self._ledger.alias(row.project, endpoint.model, endpoint.alias)
+        if held is None:
+            raise NotFound(f"{endpoint.model} has no {endpoint.alias} yet")
+        version = self._ledger.version(row.project, Ref("model", endpoint.model), held)
+        return {
+            "route": row.route,
+            "package": row.package,
+            "replicas": endpoint.replicas,
+            "cpus": endpoint.cpus_per_replica,
+            "args": {"endpoint": row.definition, "project": row.project},
+            "user_config": {
+                "version": held,
+                **{name: version.detail[name] for name in ("location", "digest", "manifest")},
+            },
+        }
+
+    def _send(self, wanted: dict[str, dict[str, Any]]) -> None:
+        packages = self._settings.home / "packages"
+        self._engine.put_apps(
+            [
+                {"name": name, "content": (packages / f"{app['package']}.zip").read_bytes(), **app}
+                for name, app in wanted.items()
+            ]
+        )
+
+    def _observe(self, row: EndpointRow, wanted: dict[str, Any], app: EngineApp | None) -> bool:
+        served = wanted["user_config"]
+        if app is None:
+            raise Unavailable(f"Ray Serve does not list {app_name(row)} after being sent it")
+        if app.status == "RUNNING" and self._answers_as(row) == served["version"]:
+            if row.state != "READY" or row.served != served:
+                self._ledger.put_endpoint(row.project, row.name, state="READY", served=served, message="")
+                log.info("endpoint %s serves version %s", row.name, served["version"])
+            return False
+        if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            if row.state != "FAILED" or row.message != app.message:
+                self._ledger.put_endpoint(row.project, row.name, state="FAILED", message=app.message)
+            return False
+        if row.state == "READY" and (row.served != served or app.status != "RUNNING"):
+            self._ledger.put_endpoint(row.project, row.name, state="WANTED", message="changing")
+        return True
+
+    def _answers_as(self, row: EndpointRow) -> str | None:
+        # Serve says RUNNING a moment before it acts on what it was just sent: the replica itself is asked.
+        try:
+            answer = self._http.get(row.route)
+            return str(answer.json()["version"]) if answer.status_code == 200 else None
+        except (httpx.HTTPError, ValueError, KeyError):
+            return None  # not up yet; the next round asks again

@@ -1,0 +1,58 @@
+"""The nouns a user writes: frozen pydantic models, pure data, no engine imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from manta.definitions.base import Definition, FunctionPath, Name, Ref, digest, load_function
+from manta.definitions.datasets import Column, Contract, FeatureTable, Ingest
+from manta.definitions.endpoints import Endpoint
+from manta.definitions.features import FeatureRepo, Materialize, ViewInfo
+from manta.definitions.sources import Files
+from manta.definitions.training import AtLeast, AtMost, BeatsChampion, Examples, TimeSplit, Torch, Training
+from manta.errors import DefinitionInvalid
+
+KINDS: dict[str, type[Definition]] = {
+    cls.kind: cls for cls in (Ingest, FeatureTable, FeatureRepo, Materialize, Training, Endpoint)
+}
+
+
+def from_json(value: dict[str, Any]) -> Definition:
+    """The definition a JSON form stands for.
+
+    Raises:
+        DefinitionInvalid: unknown kind, or fields that do not fit it.
+    """
+    fields = dict(value)
+    kind = fields.pop("kind", None)
+    if kind not in KINDS:
+        raise DefinitionInvalid(f"unknown kind of definition: {kind!r}", hint=f"one of {', '.join(KINDS)}")
+    return KINDS[kind](**fields)
+
+
+__all__ = [
+    "KINDS",
+    "AtLeast",
+    "AtMost",
+    "BeatsChampion",
+    "Column",
+    "Contract",
+    "Definition",
+    "Endpoint",
+    "Examples",
+    "FeatureRepo",
+    "FeatureTable",
+    "Files",
+    "FunctionPath",
+    "Ingest",
+    "Materialize",
+    "Name",
+    "Ref",
+    "TimeSplit",
+    "Torch",
+    "Training",
+    "ViewInfo",
+    "digest",
+    "from_json",
+    "load_function",
+]

@@ -1,0 +1,114 @@
+"""Definitions that produce datasets: ingests and feature tables, and the contracts they are held to."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from manta.definitions.base import Definition, Frozen, FunctionPath, Name, Ref
+from manta.definitions.sources import Source
+
+ColumnType = Literal["string", "int64", "float64", "bool", "timestamp", "date"]
+
+
+class Column(Frozen):
+    """What a column must hold.
+
+    Attributes:
+        type: ``timestamp`` is kept as microseconds in UTC; a naive source value is read as UTC.
+        nullable: whether a value may be missing.
+        min, max: inclusive bounds, for numbers.
+        one_of: the only values allowed, for strings.
+        pattern: a regular expression that the whole string must match.
+    """
+
+    type: ColumnType
+    nullable: bool = False
+    min: float | None = None
+    max: float | None = None
+    one_of: tuple[str, ...] | None = None
+    pattern: str | None = None
+
+
+class Contract(Frozen):
+    """A dataset's schema and checks.
+
+    Attributes:
+        columns: by name, in the dataset's order. A source column that is not named here is dropped.
+        key: columns that together name a row; a later row with the same key is refused.
+        max_refused: the share of rows, 0 to 1, that may go to quarantine; above it the run fails and
+            nothing is committed.
+    """
+
+    columns: dict[str, Column]
+    key: tuple[str, ...] = ()
+    max_refused: float = Field(default=0.0, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _key_is_known(self) -> Contract:
+        unknown = [name for name in self.key if name not in self.columns]
+        if unknown:
+            raise ValueError(f"key names columns that the contract does not have: {', '.join(unknown)}")
+        return self
+
+
+class Ingest(Definition):
+    """Reads a source into a dataset, refusing the rows that break the contract.
+
+    Each run lands the source as it is now as one new version of the dataset. Its name is the dataset's,
+    unless given.
+    """
+
+    kind: ClassVar[str] = "ingest"
+    dataset: Name
+    source: Source
+    contract: Contract
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__(**({"name": fields.get("dataset")} | fields))
+
+    def inputs(self) -> tuple[Ref, ...]:
+        return (Ref("source", self.name),)
+
+    def outputs(self) -> tuple[Ref, ...]:
+        return (Ref("dataset", self.dataset),)
+
+
+class FeatureTable(Definition):
+    """Computes a dataset from others.
+
+    ``fn(inputs: dict[str, polars.DataFrame]) -> polars.DataFrame`` gets the inputs by dataset name. With
+    ``partition_by`` it is called once per partition, in parallel Ray tasks: each call sees all rows of the
+    inputs whose values in those columns hash to its partition (inputs without the columns are seen whole).
+
+    Attributes:
+        dataset: the dataset it produces; the definition's name, unless given.
+        inputs_from: names of the datasets it reads.
+        key: columns that name the thing a row is about; null in none of them.
+        time: the column, UTC, that says from when on a row is known; null in no row. None for facts
+            without a time.
+        partition_by: columns of the key.
+        partitions: how many Ray tasks; 0 lets manta choose.
+    """
+
+    kind: ClassVar[str] = "feature-table"
+    dataset: Name
+    inputs_from: tuple[Name, ...]
+    fn: FunctionPath
+    key: tuple[str, ...]
+    time: str | None = None
+    partition_by: tuple[str, ...] = ()
+    partitions: int = Field(default=0, ge=0)
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__(**({"name": fields.get("dataset")} | fields))
+
+    def inputs(self) -> tuple[Ref, ...]:
+        return tuple(Ref("dataset", name) for name in self.inputs_from)
+
+    def outputs(self) -> tuple[Ref, ...]:
+        return (Ref("dataset", self.dataset),)
+
+    def code(self) -> tuple[str, ...]:
+        return (self.fn,)

@@ -1,0 +1,57 @@
+"""Definitions around Feast's own: the repository as it is registered, and what is made ready online.
+
+Feast's objects stay Feast's: a project writes them in its `features/` folder, and loading the project
+describes them as one :class:`FeatureRepo`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from manta.definitions.base import Definition, Frozen, Name, Ref
+
+
+class ViewInfo(Frozen):
+    """What the rest of manta knows of a feature view. ``fingerprint`` covers its Feast specification."""
+
+    name: str
+    dataset: str | None
+    ttl_seconds: float
+    fingerprint: str
+
+
+class FeatureRepo(Definition):
+    """The project's Feast repository; running it applies it to the registry. Not written by users."""
+
+    kind: ClassVar[str] = "feature-repo"
+    name: Name = "features"
+    views: tuple[ViewInfo, ...] = ()
+    services: dict[str, tuple[str, ...]] = Field(default={})
+    fingerprint: str = ""
+
+    def outputs(self) -> tuple[Ref, ...]:
+        return tuple(Ref("features", service) for service in sorted(self.services))
+
+    def datasets_of(self, service: str) -> tuple[Ref, ...]:
+        """The datasets behind a service's views."""
+        of = {view.name: view.dataset for view in self.views}
+        names = {of.get(view) for view in self.services.get(service, ())}
+        return tuple(Ref("dataset", name) for name in sorted(name for name in names if name))
+
+
+class Materialize(Definition):
+    """Puts the newest values of a feature service's views into the online store."""
+
+    kind: ClassVar[str] = "materialize"
+    features: str
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__(**({"name": "online"} | fields))
+
+    def inputs(self) -> tuple[Ref, ...]:
+        return (Ref("features", self.features),)
+
+    def outputs(self) -> tuple[Ref, ...]:
+        return (Ref("online", self.features),)

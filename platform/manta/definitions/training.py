@@ -1,0 +1,144 @@
+"""Definitions of trainings: examples, split, trainer and the gates that a model must pass."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from manta.definitions.base import Definition, Frozen, FunctionPath, Name, Ref
+
+
+class Examples(Frozen):
+    """The labelled entity rows of a training.
+
+    Attributes:
+        dataset: where they are; rows whose label is null are left out.
+        label: a boolean or 0/1 column.
+        time: the column with the instant, UTC, at which each prediction would have been asked.
+    """
+
+    dataset: Name
+    label: str
+    time: str
+
+
+class TimeSplit(Frozen):
+    """Split by the examples' time: train | validation | test, each later than the one before.
+
+    Attributes:
+        test_from: first instant of the held-out rows (naive values are UTC).
+        validation_from: first instant of the rows that are held back to steer the training; None takes
+            the last tenth, by time, of what comes before ``test_from``.
+    """
+
+    test_from: datetime
+    validation_from: datetime | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> TimeSplit:
+        if self.validation_from and self.validation_from >= self.test_from:
+            raise ValueError("validation_from must be before test_from")
+        return self
+
+
+class Torch(Frozen):
+    """Distributed torch through Ray Train.
+
+    Attributes:
+        workers: processes in the data-parallel group.
+        use_gpu: one GPU each; None: where the cluster has enough.
+        cpus_per_worker: logical CPUs each holds.
+    """
+
+    kind: Literal["torch"] = "torch"
+    workers: int = Field(default=1, ge=1)
+    use_gpu: bool | None = None
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+
+
+class AtLeast(Frozen):
+    """The metric on the held-out rows must reach the bound."""
+
+    kind: Literal["at_least"] = "at_least"
+    metric: str
+    bound: float
+
+    def __init__(self, metric: str, bound: float, **more: Any) -> None:
+        super().__init__(**({"metric": metric, "bound": bound} | more))
+
+
+class AtMost(Frozen):
+    """The metric on the held-out rows must not exceed the bound."""
+
+    kind: Literal["at_most"] = "at_most"
+    metric: str
+    bound: float
+
+    def __init__(self, metric: str, bound: float, **more: Any) -> None:
+        super().__init__(**({"metric": metric, "bound": bound} | more))
+
+
+class BeatsChampion(Frozen):
+    """The metric must not be worse than the champion's on the same held-out rows, give or take
+    ``tolerance``. Passes when there is no champion. Larger is taken as better."""
+
+    kind: Literal["beats_champion"] = "beats_champion"
+    metric: str
+    tolerance: float = 0.0
+
+    def __init__(self, metric: str, tolerance: float = 0.0, **more: Any) -> None:
+        super().__init__(**({"metric": metric, "tolerance": tolerance} | more))
+
+
+Gate = Annotated[AtLeast | AtMost | BeatsChampion, Field(discriminator="kind")]
+
+
+class Training(Definition):
+    """Trains a model and promotes it if it passes the gates.
+
+    ``fn(config: dict)`` is a plain Ray Train loop. ``config`` holds ``params`` and ``shape``: a dict with
+    ``categories``, the vocabulary size of each categorical feature (index 0 stands for unknown or missing),
+    and ``numbers``, the width of the numeric input. The shards ``train`` and ``validation``
+    (``ray.train.get_dataset_shard``) have the columns ``categories`` int64[C], ``numbers`` float32[2·D]
+    (standardised with the training rows' statistics, missing → 0, then D flags that say what was missing)
+    and ``label`` float32. It reports metrics and, at least once, a checkpoint with ``model.pt``: the state
+    dict of ``module(shape)``, whose ``forward(categories, numbers)`` returns logits, shape [n].
+
+    Attributes:
+        model: the registered model's name; the definition's name, unless given.
+        features: a Feast feature service.
+        categories: features taken as categories; None takes those of type string.
+        params: handed to ``fn``; ``manta run NAME --param k=v`` overrides.
+        baseline: a feature whose value alone, as a score, is the baseline to compare with; None compares
+            with the constant only.
+        seed: seeds torch, NumPy and the shuffles.
+    """
+
+    kind: ClassVar[str] = "training"
+    model: Name
+    fn: FunctionPath
+    module: FunctionPath
+    trainer: Torch = Torch()
+    examples: Examples
+    features: str
+    split: TimeSplit
+    gates: tuple[Gate, ...] = ()
+    params: dict[str, Any] = Field(default={})
+    categories: tuple[str, ...] | None = None
+    baseline: str | None = None
+    pool: str = "default"
+    seed: int = 7
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__(**({"name": fields.get("model")} | fields))
+
+    def inputs(self) -> tuple[Ref, ...]:
+        return (Ref("dataset", self.examples.dataset), Ref("features", self.features))
+
+    def outputs(self) -> tuple[Ref, ...]:
+        return (Ref("model", self.model),)
+
+    def code(self) -> tuple[str, ...]:
+        return (self.fn, self.module)

@@ -1,0 +1,75 @@
+"""What a worker knows of the run it executes, and how it reports: all that the data wing sees of a run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from manta.definitions import Definition, Ref
+from manta.errors import NotFound
+from manta.ledger.runs import Progress, Run, Version
+from manta.ledger.store import Ledger
+from manta.settings import Settings
+
+
+class RunContext:
+    """Handed to ``execute(context)`` of the module that does the run's kind of work.
+
+    Attributes:
+        root: the project folder as packaged with the run; the working directory, and on ``sys.path``.
+        definition: what is to be done, as it was when the run was submitted.
+        params: what the submitter overrode.
+    """
+
+    def __init__(
+        self, settings: Settings, ledger: Ledger, run: Run, definition: Definition, root: Path
+    ) -> None:
+        self.settings = settings
+        self.ledger = ledger
+        self.run = run
+        self.definition: Any = definition
+        self.root = root
+        self.params: dict[str, Any] = run.params
+        self.outputs: list[Version] = []
+        self.metrics: dict[str, Any] = {}
+        self._told = 0.0
+
+    @property
+    def run_key(self) -> str:
+        """The same for every attempt of this run, and for no other run: the key of idempotent writes."""
+        return f"{self.run.project}-{self.run.id}"
+
+    def progress(self, done: float, total: float, unit: str = "") -> None:
+        """Tell how far the run is; cheap to call often (at most two writes a second, and the last)."""
+        if time.monotonic() - self._told < 0.5 and done < total:
+            return
+        self._told = time.monotonic()
+        self.ledger.beat(self.run.id, self.run.attempt, Progress(done=done, total=total, unit=unit))
+
+    def read(self, kind: str, name: str) -> Version:
+        """The newest version of an input, recorded as read by this run. Reads the same again in one run.
+
+        Raises:
+            NotFound: nothing has produced it yet.
+        """
+        for version in self.ledger.run(self.run.id).inputs:
+            if version.ref == Ref(kind, name):
+                return version
+        version_now = self.ledger.head(self.run.project, Ref(kind, name))
+        if version_now is None:
+            raise NotFound(f"{kind} {name!r} has no version yet", hint="`manta apply` makes what is missing")
+        self.ledger.read_by(self.run.id, version_now)
+        return version_now
+
+    def read_source(self, name: str, token: str) -> None:
+        """Record the state of the source that this run reads."""
+        self.ledger.read_by(self.run.id, Version(kind="source", name=name, version=token))
+
+    def produced(self, kind: str, name: str, version: str | int, **detail: Any) -> None:
+        """Name what this run made; it becomes visible to others when, and only when, the run succeeds."""
+        self.outputs.append(Version(kind=kind, name=name, version=str(version), detail=detail))
+
+    def measured(self, **metrics: Any) -> None:
+        """Figures to keep with the run (JSON values)."""
+        self.metrics |= metrics

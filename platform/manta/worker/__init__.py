@@ -1,0 +1,1 @@
+"""What runs on the cluster: `python -m manta.worker RUN` executes one run of the ledger."""

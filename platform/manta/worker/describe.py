@@ -1,0 +1,121 @@
+"""`python -m manta.worker.describe OUTPUT`: import the project in the working directory and write down what
+it defines, as JSON. It runs in a process of its own, for it executes the project's code.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from manta.definitions import Definition, digest
+from manta.errors import DefinitionInvalid, MantaError
+from manta.settings import Settings
+
+FOLDERS = ("jobs", "serve")
+
+
+def describe(root: Path, settings: Settings) -> dict[str, Any]:
+    """The project's definitions with their fingerprints.
+
+    Raises:
+        DefinitionInvalid: a module cannot be imported, or two definitions share a name.
+    """
+    found: dict[tuple[bool, str], tuple[Definition, str]] = {}
+    for module_name in _modules(root):
+        for variable, value in vars(_imported(module_name, root)).items():
+            if not isinstance(value, Definition):
+                continue
+            where = f"{module_name}:{variable}"
+            slot = (value.kind == "endpoint", value.name)
+            held = found.setdefault(slot, (value, where))
+            if held[0] is not value and held[0] != value:
+                raise DefinitionInvalid(
+                    f"{where} and {held[1]} are both named {value.name!r}", hint="give one another name="
+                )
+    definitions = [definition for definition, _ in found.values()]
+    if (root / "features" / "feature_store.yaml").exists():
+        from manta.features.repo import describe as describe_features
+
+        features = describe_features(root, settings)
+        if features is not None:
+            definitions.append(features)
+    where_of = {id(definition): where for definition, where in found.values()}
+    return {
+        "definitions": [
+            {
+                "definition": definition.to_json(),
+                "fingerprint": digest([definition.to_json(), _code(root, definition)]),
+                "where": where_of.get(id(definition), "features/"),
+            }
+            for definition in definitions
+        ]
+    }
+
+
+def _modules(root: Path) -> Iterator[str]:
+    for folder in FOLDERS:
+        for path in sorted((root / folder).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            if parts[-1] != "__init__":
+                yield ".".join(parts)
+
+
+def _imported(name: str, root: Path) -> Any:
+    try:
+        return importlib.import_module(name)
+    except MantaError:
+        raise
+    except Exception as error:
+        own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(root))]
+        place = f" at {Path(own[-1].filename).relative_to(root)}:{own[-1].lineno}" if own else ""
+        raise DefinitionInvalid(
+            f"{name} cannot be imported: {type(error).__name__}: {error}{place}",
+            hint="correct it and run `manta plan` again",
+        ) from error
+
+
+def _code(root: Path, definition: Definition) -> dict[str, str]:
+    """Hashes of the project's files that a run of it executes: its functions' modules and, transitively,
+    what those import from the project."""
+    files: dict[str, str] = {}
+    todo = [path.partition(":")[0] for path in definition.code()]
+    while todo:
+        path = _file(root, todo.pop())
+        if path is None or str(path.relative_to(root)) in files:
+            continue
+        text = path.read_bytes()
+        files[str(path.relative_to(root))] = hashlib.sha256(text).hexdigest()
+        package = path.relative_to(root).parent.parts
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                todo += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+                module = ".".join(part for part in (base, node.module or "") if part)
+                todo += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    return files
+
+
+def _file(root: Path, module: str) -> Path | None:
+    stem = root.joinpath(*module.split("."))
+    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+        if module and path.is_file():
+            return path
+    return None
+
+
+if __name__ == "__main__":
+    project_root = Path.cwd()
+    sys.path.insert(0, str(project_root))
+    try:
+        answer: dict[str, Any] = describe(project_root, Settings.load(project_root))
+    except MantaError as problem:
+        answer = {"problem": problem.problem()}
+    Path(sys.argv[1]).write_text(json.dumps(answer))
