@@ -35,6 +35,7 @@ lock: install
 	$(BIN)/pip install --quiet pip-tools
 	$(BIN)/pip-compile --quiet --extra dev --extra examples --strip-extras --no-annotate --no-header \
 	  --no-emit-find-links --no-emit-index-url --no-emit-options -o requirements.lock pyproject.toml
+	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock # the public version: a local build is no one else's
 
 clean:
 	@if [ -x $(BIN)/manta ]; then $(BIN)/manta down; fi

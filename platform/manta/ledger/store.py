@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, create_engine, event, func, insert, select, update
@@ -54,6 +55,8 @@ class Ledger:
 
     def create(self) -> None:
         """Make the tables that are missing. Called once by `manta up`, before anything reads."""
+        if self._engine.dialect.name == "sqlite" and self._engine.url.database:
+            Path(self._engine.url.database).parent.mkdir(parents=True, exist_ok=True)
         t.metadata.create_all(self._engine)
 
         with self._engine.begin() as db:

@@ -29,8 +29,10 @@ def describe(root: Path, settings: Settings) -> dict[str, Any]:
     """
     found: dict[tuple[bool, str], tuple[Definition, str]] = {}
     for module_name in _modules(root):
-        for variable, value in vars(_imported(module_name, root)).items():
-            if not isinstance(value, Definition):
+        module = _imported(module_name, root)
+        elsewhere = _names_imported_by(module)
+        for variable, value in vars(module).items():
+            if not isinstance(value, Definition) or variable in elsewhere:
                 continue
             where = f"{module_name}:{variable}"
             slot = (value.kind == "endpoint", value.name)
@@ -65,6 +67,12 @@ def _modules(root: Path) -> Iterator[str]:
             parts = path.relative_to(root).with_suffix("").parts
             if parts[-1] != "__init__":
                 yield ".".join(parts)
+
+
+def _names_imported_by(module: Any) -> set[str]:
+    tree = ast.parse(Path(module.__file__).read_bytes())
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or alias.name for node in froms for alias in node.names}
 
 
 def _imported(name: str, root: Path) -> Any:

@@ -1,0 +1,219 @@
+"""The plan: what is fresh is kept, what is missing or stale is run, and what lies downstream follows."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from manta.definitions import (
+    Column,
+    Contract,
+    Definition,
+    Endpoint,
+    Examples,
+    FeatureRepo,
+    FeatureTable,
+    Files,
+    Ingest,
+    Materialize,
+    Ref,
+    TimeSplit,
+    Training,
+    ViewInfo,
+    digest,
+)
+from manta.errors import DefinitionInvalid, NotFound
+from manta.ledger.endpoints import EndpointRow
+from manta.ledger.runs import Run, State, Version
+from manta.plan import Action, Held, Plan, plan
+from manta.project import Described, Project
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+INGEST = Ingest(
+    dataset="raw", source=Files(path="*.csv"), contract=Contract(columns={"a": Column(type="int64")})
+)
+TABLE = FeatureTable(dataset="rates", inputs_from=("raw",), fn="jobs.rates:rates", key=("a",), time="t")
+OTHER = FeatureTable(dataset="facts", inputs_from=("raw",), fn="jobs.rates:facts", key=("a",))
+REPO = FeatureRepo(
+    views=(
+        ViewInfo(name="rates", dataset="rates", ttl_seconds=60, fingerprint="1"),
+        ViewInfo(name="facts", dataset="facts", ttl_seconds=0, fingerprint="2"),
+    ),
+    services={"v1": ("rates",)},
+    fingerprint="r",
+)
+ONLINE = Materialize(features="v1")
+TRAINING = Training(
+    model="late",
+    fn="jobs.late:train",
+    module="jobs.late:Net",
+    examples=Examples(dataset="raw", label="y", time="t"),
+    features="v1",
+    split=TimeSplit(test_from=AT),
+)
+ENDPOINT = Endpoint(model="late", features="v1")
+ALL: tuple[Definition, ...] = (TRAINING, ONLINE, REPO, OTHER, TABLE, INGEST, ENDPOINT)
+
+
+def project(*definitions: Definition, source: str = "s1", code: str = "c1") -> Project:
+    described = tuple(
+        Described(definition=d.to_json(), fingerprint=digest([d.to_json(), code]), where="jobs")
+        for d in definitions or ALL
+    )
+    return Project(name="p", package="z", described=described, sources={"raw": source})
+
+
+def done(of: Project) -> Held:
+    """What is held once each job of it has run, by a simulation that only follows the plan's order."""
+    held = Held()
+    for number, step in enumerate(plan(of, held).steps, start=1):
+        if step.kind == "endpoint":
+            continue
+        definition, fingerprint = of.jobs()[step.name]
+        inputs = tuple(
+            Version(kind=ref.kind, name=ref.name, version=of.sources[step.name])
+            if ref.kind == "source"
+            else held.heads[ref]
+            for ref in of.inputs(definition)
+        )
+        outputs = tuple(Version(kind=r.kind, name=r.name, version=str(number)) for r in definition.outputs())
+        held.heads.update({version.ref: version for version in outputs})
+        run = made(number, step.name, fingerprint, State.SUCCEEDED, inputs=inputs, outputs=outputs)
+        held.last[step.name] = held.succeeded[step.name] = run
+    for name, (endpoint, fingerprint) in of.endpoints().items():
+        held.endpoints[name] = EndpointRow(
+            project="p",
+            name=name,
+            definition=endpoint.to_json(),
+            package="z",
+            fingerprint=fingerprint,
+            state="READY",
+            served={"version": "1"},
+            message="",
+            changed_at=AT,
+        )
+    return held
+
+
+def made(number: int, job: str, fingerprint: str, state: State, **more: Any) -> Run:
+    return Run(
+        id=number,
+        project="p",
+        job=job,
+        kind="k",
+        definition={},
+        fingerprint=fingerprint,
+        package="z",
+        state=state,
+        created_at=AT,
+        **more,
+    )
+
+
+def actions(of: Plan) -> dict[str, Action]:
+    # An endpoint may bear the name of the training whose model it serves.
+    return {
+        f"{step.kind} {step.name}" if step.kind == "endpoint" else step.name: step.action for step in of.steps
+    }
+
+
+def running(of: Plan) -> set[str]:
+    return {step.name for step in of.steps if step.action is Action.RUN}
+
+
+def test_all_is_run_at_first_each_after_what_it_reads() -> None:
+    made_plan = plan(project(), Held())
+    assert running(made_plan) == {"raw", "rates", "facts", "features", "online", "late"}
+    order = [step.name for step in made_plan.steps]
+    for step in made_plan.steps:
+        assert all(
+            order.index(need) < order.index(step.name) for need in step.needs if step.kind != "endpoint"
+        )
+    needs = {step.name: set(step.needs) for step in made_plan.steps if step.kind != "endpoint"}
+    # The service has the view of rates only, so nothing waits for facts.
+    assert needs["late"] == {"raw", "features", "rates"}
+    assert needs["online"] == {"features", "rates"}
+    assert actions(made_plan)["endpoint late"] is Action.DEPLOY
+
+
+def test_nothing_is_done_when_nothing_changed() -> None:
+    made_plan = plan(project(), done(project()))
+    assert made_plan.empty
+    assert set(actions(made_plan).values()) == {Action.KEEP}
+
+
+def test_a_changed_source_touches_all_that_comes_from_it() -> None:
+    made_plan = plan(project(source="s2"), done(project()))
+    assert running(made_plan) == {"raw", "rates", "facts", "online", "late"}
+    assert set(made_plan.touches["raw"]) == {"rates", "facts", "online", "late", "endpoint late"}
+    assert set(made_plan.touches["facts"]) == set()
+
+
+def test_a_changed_definition_touches_what_is_downstream_only() -> None:
+    changed = FeatureTable(**TABLE.model_dump() | {"partitions": 3})
+    definitions = [changed if d is TABLE else d for d in ALL]
+    assert running(plan(project(*definitions), done(project()))) == {"rates", "online", "late"}
+
+
+def test_changed_code_alone_is_a_change() -> None:
+    made_plan = plan(project(code="c2"), done(project()))
+    assert running(made_plan) == {"raw", "rates", "facts", "features", "online", "late"}
+    assert all("code" in s.because or "new" in s.because for s in made_plan.steps if s.action is Action.RUN)
+
+
+def test_a_new_version_made_by_hand_makes_its_readers_stale() -> None:
+    held = done(project())
+    ref = Ref("dataset", "raw")
+    newer = Version(kind="dataset", name="raw", version="99")
+    last = held.succeeded["raw"].model_copy(update={"outputs": (newer,)})
+    held.heads[ref] = newer
+    held.succeeded["raw"] = last
+    assert running(plan(project(), held)) == {"rates", "facts", "online", "late"}
+
+
+def test_a_run_at_work_is_followed_not_doubled() -> None:
+    fingerprint = project().jobs()["raw"][1]
+    held = Held(last={"raw": made(1, "raw", fingerprint, State.RUNNING)})
+    held.active["raw"] = held.last["raw"]
+    steps = {step.name: step for step in plan(project(), held).steps if step.kind != "endpoint"}
+    assert (steps["raw"].action, steps["raw"].run) == (Action.FOLLOW, 1)
+    assert steps["rates"].needs == ("raw",)
+
+
+def test_a_run_of_older_code_is_not_followed() -> None:
+    held = Held(active={"raw": made(1, "raw", "older", State.RUNNING)})
+    assert "raw" in running(plan(project(), held))
+
+
+def test_a_failed_run_is_tried_again_and_named() -> None:
+    fingerprint = project().jobs()["raw"][1]
+    held = Held(last={"raw": made(7, "raw", fingerprint, State.FAILED, message="no file\nmore")})
+    step = next(step for step in plan(project(), held).steps if step.name == "raw")
+    assert step.action is Action.RUN
+    assert "run 7 failed: no file" in step.because
+
+
+def test_a_run_with_parameters_does_not_stand_for_the_definition() -> None:
+    held = done(project())
+    held.succeeded["late"] = held.succeeded["late"].model_copy(update={"params": {"epochs": 1}})
+    assert running(plan(project(), held)) == {"late"}
+
+
+def test_an_endpoint_that_is_gone_from_the_project_is_removed() -> None:
+    without = tuple(d for d in ALL if d is not ENDPOINT)
+    assert actions(plan(project(*without), done(project())))["endpoint late"] is Action.REMOVE
+
+
+def test_a_circle_is_refused() -> None:
+    one = FeatureTable(dataset="one", inputs_from=("two",), fn="jobs.x:x", key=("a",))
+    two = FeatureTable(dataset="two", inputs_from=("one",), fn="jobs.x:x", key=("a",))
+    with pytest.raises(DefinitionInvalid, match="one → two"):
+        plan(project(one, two), Held())
+
+
+def test_an_unknown_name_is_refused_with_those_there_are() -> None:
+    with pytest.raises(NotFound) as error:
+        plan(project(), Held(), only=["rats"])
+    assert "rates" in error.value.hint
