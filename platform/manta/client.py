@@ -77,11 +77,11 @@ class Client:
 
     def plan(self) -> Plan:
         """What :meth:`apply` would do."""
-        return Plan(**self._json("POST", "/v1/plan", content=self.load().model_dump_json()))
+        return Plan(**self._json("POST", "/v1/plan", json=self.load().model_dump(mode="json")))
 
     def apply(self) -> Applied:
         """Make the platform hold what the project defines. Returns once all is set going."""
-        return Applied(**self._json("POST", "/v1/apply", content=self.load().model_dump_json()))
+        return Applied(**self._json("POST", "/v1/apply", json=self.load().model_dump(mode="json")))
 
     def wait_applied(self, applied: Applied, seen: Callable[[list[Run], list[EndpointInfo]], None]) -> None:
         """Wait until every run of it has ended and every endpoint answers; ``seen`` is told each look.
@@ -118,7 +118,12 @@ class Client:
 
     def submit(self, job: str, params: Mapping[str, Any] | None = None, *, key: str | None = None) -> Run:
         """Submit one run of a job of the project in this folder."""
-        body = {"project": self.load().model_dump(), "job": job, "params": dict(params or {}), "key": key}
+        body = {
+            "project": self.load().model_dump(mode="json"),
+            "job": job,
+            "params": dict(params or {}),
+            "key": key,
+        }
         return Run(**self._json("POST", "/v1/runs", json=body))
 
     def run(self, run_id: int) -> Run:

@@ -47,7 +47,7 @@ def test_a_worker_gets_what_its_starter_had(tmp_path: Path, monkeypatch: pytest.
 )
 def test_a_wrong_file_is_named_with_the_field(tmp_path: Path, text: str, word: str) -> None:
     write(tmp_path, text)
-    with pytest.raises(SettingsInvalid, match="local.yaml") as error:
+    with pytest.raises(SettingsInvalid, match=r"local\.yaml") as error:
         Settings.load(tmp_path)
     assert word in error.value.message
 

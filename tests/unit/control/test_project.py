@@ -18,7 +18,8 @@ JOBS = """
 from manta import Column, Contract, FeatureTable, Files, Ingest
 from jobs.maths import double
 
-raw = Ingest(dataset="raw", source=Files(path="data/*.csv"), contract=Contract(columns={"a": Column(type="int64")}))
+numbers = Contract(columns={"a": Column(type="int64")})
+raw = Ingest(dataset="raw", source=Files(path="data/*.csv"), contract=numbers)
 again = raw
 
 def table(inputs):
@@ -95,7 +96,8 @@ def test_a_changed_source_has_another_token(settings: Settings, root: Path) -> N
         ),
         (
             {
-                "jobs/bad.py": "from jobs.raw import rates\nx = rates.replace(name='x', dataset='x', inputs_from=('rax',))\n"
+                "jobs/bad.py": "from jobs.raw import rates\n"
+                "x = rates.replace(name='x', dataset='x', inputs_from=('rax',))\n"
             },
             ["'x'", "dataset:rax"],
         ),
