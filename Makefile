@@ -29,7 +29,7 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python -m pytest tests/benchmarks -q
+	$(BIN)/python -m tests.benchmarks
 
 lock: install
 	$(BIN)/pip install --quiet pip-tools

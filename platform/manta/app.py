@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -15,7 +15,7 @@ from manta.control.engine import Engine, RayEngine
 from manta.definitions import Endpoint, digest, from_json
 from manta.errors import InvalidInput, NotFound
 from manta.ledger.endpoints import EndpointRow
-from manta.ledger.runs import Run, State
+from manta.ledger.runs import ACTIVE, Run, State
 from manta.ledger.store import Ledger
 from manta.plan import Action, Held, Plan, plan
 from manta.project import Project
@@ -195,9 +195,16 @@ class Platform:
     def get_run(self, run_id: int) -> Run:
         return self.ledger.run(run_id)
 
-    def runs(self, job: str | None = None, active: bool = False, limit: int = 50) -> list[Run]:
-        states = [state for state in State if not state.ended] if active else None
-        return self.ledger.runs(project=self.settings.project, job=job, states=states, limit=limit)
+    def runs(
+        self,
+        job: str | None = None,
+        active: bool = False,
+        ids: Sequence[int] | None = None,
+        limit: int = 50,
+    ) -> list[Run]:
+        """Newest first: of one job, those that have not ended, or those with these ids."""
+        states = ACTIVE if active else None
+        return self.ledger.runs(project=self.settings.project, job=job, states=states, ids=ids, limit=limit)
 
     def stop(self, run_id: int) -> Run:
         """Ask for a run to be stopped. Returns at once; ask :meth:`get_run` until it has ended."""

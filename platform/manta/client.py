@@ -24,7 +24,7 @@ from manta.plan import Action, Plan
 from manta.project import Project, load
 from manta.settings import Settings
 
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.4
 
 
 def connect(root: str | Path = ".", *, url: str | None = None) -> Client:
@@ -97,7 +97,7 @@ class Client:
         ]
         deployed = {step.name for step in applied.plan.steps if step.action is Action.DEPLOY}
         while True:
-            runs = [self.run(run_id) for run_id in pending]
+            runs = self._runs_of(pending)
             endpoints = [each for each in self.endpoints() if each.name in deployed]
             seen(runs, endpoints)
             if all(run.state.ended for run in runs):
@@ -132,6 +132,12 @@ class Client:
     def runs(self, job: str | None = None, *, active: bool = False, limit: int = 50) -> list[Run]:
         params = {"active": active, "limit": limit} | ({"job": job} if job else {})
         return [Run(**each) for each in self._json("GET", "/v1/runs", params=params)]
+
+    def _runs_of(self, ids: list[int]) -> list[Run]:
+        if not ids:
+            return []
+        found = [Run(**each) for each in self._json("GET", "/v1/runs", params={"ids": ids, "limit": 1000})]
+        return sorted(found, key=lambda run: run.id)
 
     def logs(self, run_id: int) -> str:
         return self._send("GET", f"/v1/runs/{run_id}/logs").text

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
@@ -82,8 +82,13 @@ def create(platform: Platform) -> FastAPI:
         return platform.run(submission.project, submission.job, submission.params, submission.key)
 
     @app.get("/v1/runs")
-    def runs(job: str | None = None, active: bool = False, limit: int = 50) -> list[Run]:
-        return platform.runs(job=job, active=active, limit=min(max(limit, 1), 1000))
+    def runs(
+        job: str | None = None,
+        active: bool = False,
+        ids: Annotated[list[int] | None, Query()] = None,
+        limit: int = 50,
+    ) -> list[Run]:
+        return platform.runs(job=job, active=active, ids=ids, limit=min(max(limit, 1), 1000))
 
     @app.get("/v1/runs/{run_id}")
     def get_run(run_id: int) -> Run:

@@ -23,7 +23,7 @@ from manta.settings import Settings
 log = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 3
-BUSY_SECONDS = 0.25
+BUSY_SECONDS = 0.3
 IDLE_SECONDS = 2.0
 STOP_PATIENCE_SECONDS = 40.0
 LOG_SECONDS = 2.0

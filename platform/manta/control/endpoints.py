@@ -95,7 +95,16 @@ class Deployer:
         served = wanted["user_config"]
         if app is None:
             raise Unavailable(f"Ray Serve does not list {app_name(row)} after being sent it")
-        if app.status == "RUNNING" and self._answers_as(row) == served["version"]:
+        described = self._described(row) if app.status == "RUNNING" else {}
+        refused = described.get("refused")
+        if refused and refused["version"] == served["version"]:
+            message = (
+                f"version {refused['version']} is refused, {described['version']} stays: {refused['why']}"
+            )
+            if row.message != message:
+                self._ledger.put_endpoint(row.project, row.name, state="FAILED", message=message)
+            return False
+        if described.get("version") == served["version"]:
             if row.state != "READY" or row.served != served:
                 self._ledger.put_endpoint(row.project, row.name, state="READY", served=served, message="")
                 log.info("endpoint %s serves version %s", row.name, served["version"])
@@ -108,10 +117,10 @@ class Deployer:
             self._ledger.put_endpoint(row.project, row.name, state="WANTED", message="changing")
         return True
 
-    def _answers_as(self, row: EndpointRow) -> str | None:
+    def _described(self, row: EndpointRow) -> dict[str, Any]:
         # Serve says RUNNING a moment before it acts on what it was just sent: the replica itself is asked.
         try:
             answer = self._http.get(row.route)
-            return str(answer.json()["version"]) if answer.status_code == 200 else None
-        except (httpx.HTTPError, ValueError, KeyError):
-            return None  # not up yet; the next round asks again
+            return dict(answer.json()) if answer.status_code == 200 else {}
+        except (httpx.HTTPError, ValueError):
+            return {}  # not up yet; the next round asks again

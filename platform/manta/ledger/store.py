@@ -22,6 +22,9 @@ from manta.ledger.endpoints import EndpointRow
 from manta.ledger.runs import ACTIVE, EndReason, Progress, Run, State, Version, check_move
 
 
+READS = "manta_reads"  # the execution option of a transaction that will not write
+
+
 def now() -> datetime:
     return datetime.now(UTC)
 
@@ -41,7 +44,8 @@ def _engine(url: str) -> Engine:
 
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            reads = connection.get_execution_options().get(READS, False)
+            connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -52,6 +56,7 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self.url = url
         self._engine = _engine(url)
+        self._reader = self._engine.execution_options(**{READS: True})
 
     def create(self) -> None:
         """Make the tables that are missing. Called once by `manta up`, before anything reads."""
@@ -65,7 +70,7 @@ class Ledger:
 
     def identity(self) -> str:
         """Six hexadecimal digits, made with the ledger: they tell it from every other."""
-        with self._engine.begin() as db:
+        with self._reader.begin() as db:
             return str(db.execute(select(t.identity.c.value)).scalar_one())
 
     def close(self) -> None:
@@ -132,10 +137,13 @@ class Ledger:
         project: str | None = None,
         job: str | None = None,
         states: Iterable[State] | None = None,
+        ids: Iterable[int] | None = None,
         limit: int = 50,
     ) -> list[Run]:
         """Newest first."""
-        wanted = []
+        wanted: list[Any] = []
+        if ids is not None:
+            wanted.append(t.runs.c.id.in_(list(ids)))
         if project is not None:
             wanted.append(t.runs.c.project == project)
         if job is not None:
@@ -148,7 +156,7 @@ class Ledger:
         return self.runs(project=project, states=ACTIVE, limit=100_000)
 
     def _runs(self, where: Any, limit: int) -> list[Run]:
-        with self._engine.begin() as db:
+        with self._reader.begin() as db:
             rows = (
                 db.execute(select(t.runs).where(where).order_by(t.runs.c.id.desc()).limit(limit))
                 .mappings()
@@ -284,14 +292,14 @@ class Ledger:
             .join(t.runs)
             .where(t.runs.c.project == project, t.versions.c.direction == "out", t.versions.c.kind == kind)
         )
-        with self._engine.begin() as db:
+        with self._reader.begin() as db:
             ids = sorted(set(db.execute(query).scalars()), reverse=True)
         runs = self._runs(t.runs.c.id.in_(ids), limit=len(ids)) if ids else []
         return [(version, run) for run in runs for version in run.outputs if version.kind == kind]
 
     def _version(self, where: Any) -> Version | None:
         query = select(t.versions).join(t.runs).where(where).order_by(t.versions.c.id.desc()).limit(1)
-        with self._engine.begin() as db:
+        with self._reader.begin() as db:
             row = db.execute(query).mappings().one_or_none()
         if row is None:
             return None
@@ -314,12 +322,12 @@ class Ledger:
 
     def alias(self, project: str, model: str, alias: str) -> str | None:
         """The version it points to; None when it has never been set."""
-        with self._engine.begin() as db:
+        with self._reader.begin() as db:
             return db.execute(select(t.aliases.c.version).where(*_alias(project, model, alias))).scalar()
 
     def aliases(self, project: str) -> dict[tuple[str, str], str]:
         """``(model, alias)`` → version."""
-        with self._engine.begin() as db:
+        with self._reader.begin() as db:
             rows = db.execute(select(t.aliases).where(t.aliases.c.project == project)).mappings()
             return {(row["model"], row["alias"]): row["version"] for row in rows}
 
@@ -368,7 +376,7 @@ class Ledger:
 
     def project(self, name: str) -> tuple[str, list[dict[str, Any]]] | None:
         """``(package, definitions)`` as last applied; None before that."""
-        with self._engine.begin() as db:
+        with self._reader.begin() as db:
             row = db.execute(select(t.projects).where(t.projects.c.name == name)).mappings().one_or_none()
         return (row["package"], row["definitions"]) if row else None
 
@@ -390,7 +398,7 @@ class Ledger:
         query = select(t.endpoints).order_by(t.endpoints.c.project, t.endpoints.c.name)
         if project is not None:
             query = query.where(t.endpoints.c.project == project)
-        with self._engine.begin() as db:
+        with self._reader.begin() as db:
             rows = db.execute(query).mappings().all()
         return [EndpointRow(**{**row, "changed_at": _utc(row["changed_at"])}) for row in rows]
 
@@ -403,13 +411,13 @@ class Ledger:
     def events(self, run_id: int) -> list[tuple[datetime, str, dict[str, Any]]]:
         """Oldest first: when, what, detail."""
         query = select(t.events).where(t.events.c.run_id == run_id).order_by(t.events.c.id)
-        with self._engine.begin() as db:
+        with self._reader.begin() as db:
             rows = db.execute(query).mappings().all()
         return [(_utc(row["at"]) or now(), row["what"], row["detail"]) for row in rows]
 
     def count(self) -> int:
         """How many runs there are."""
-        with self._engine.begin() as db:
+        with self._reader.begin() as db:
             return db.execute(select(func.count()).select_from(t.runs)).scalar_one()
 
 
