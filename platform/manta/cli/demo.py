@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,8 +27,8 @@ from manta.settings import Settings
 STAGES = {
     "ingest": "ingest",
     "feature-table": "feature tables",
-    "feature-repo": "feature store",
-    "materialize": "feature store",
+    "feature-repo": "feature registry",
+    "materialize": "online features",
     "training": "training, gates, registration",
 }
 
@@ -52,9 +53,11 @@ def demo(
     show_applied(applied)
     with LiveRuns() as live:
         client.wait_applied(applied, live)
+    answering = datetime.now(UTC)
     endpoint = client.endpoints()[0]
     question, answer, took = _ask(client, endpoint)
-    console.print(_summary(settings, client, applied, endpoint, question, answer, took))
+    stages = _stages(client, applied, answering)
+    console.print(_summary(settings, client, stages, endpoint, question, answer, took))
     console.print(
         f"[bold]{seconds(time.monotonic() - began)}[/] in all, {seconds(started - began)} of them to start "
         "the platform. It stays up: `manta status`, `manta down`.",
@@ -78,7 +81,7 @@ def _ask(client: Client, endpoint: EndpointInfo) -> tuple[dict[str, Any], dict[s
 def _summary(
     settings: Settings,
     client: Client,
-    applied: Applied,
+    stages: dict[str, str],
     endpoint: EndpointInfo,
     question: dict[str, Any],
     answer: dict[str, Any],
@@ -88,7 +91,7 @@ def _summary(
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_row("quality", _quality(champion))
-    for stage, told in _stages(client, applied).items():
+    for stage, told in stages.items():
         table.add_row("" if table.row_count > 1 else "stages", f"{stage:<31} {told}")
     table.add_row("asked", json.dumps(question))
     table.add_row("answered", f"{json.dumps(answer)}  [dim]{took * 1000:.0f} ms[/]")
@@ -105,16 +108,18 @@ def _quality(champion: ModelVersion) -> str:
     metrics = champion.run.metrics
     figures = [
         f"ROC AUC [bold green]{metrics['roc_auc']:.4f}[/] on the held-out rows",
-        f"baseline {metrics['baseline_roc_auc']:.4f}",
+        f"baseline {metrics['baseline_roc_auc']:.4f} ({metrics['baseline']} alone)",
         f"average precision {metrics['average_precision']:.3f}",
         f"calibration error {metrics['ece']:.3f}",
     ]
     return f"{champion.model}@{champion.version}: {', '.join(figures)}"
 
 
-def _stages(client: Client, applied: Applied) -> dict[str, str]:
-    """Per stage, the time from its first run's start to its last run's end, or that it was fresh."""
+def _stages(client: Client, applied: Applied, answering: datetime) -> dict[str, str]:
+    """Per stage, the time from its first run's start to its last run's end, or that it was fresh. Stages
+    overlap: runs that do not need each other work side by side."""
     told: dict[str, str] = {}
+    last: datetime | None = None
     for stage in dict.fromkeys(STAGES.values()):
         steps = [step for step in applied.plan.steps if STAGES.get(step.kind) == stage]
         worked = [step for step in steps if step.action in (Action.RUN, Action.FOLLOW)]
@@ -123,8 +128,14 @@ def _stages(client: Client, applied: Applied) -> dict[str, str]:
         if spans:
             length = (max(end for _, end in spans) - min(start for start, _ in spans)).total_seconds()
             told[stage] = f"{seconds(length):>8}  {len(worked)} of {len(steps)} runs"
+            last = max(end for _, end in spans)
         else:
             told[stage] = f"   fresh  {len(steps)} reused"
+    deployed = any(step.action is Action.DEPLOY for step in applied.plan.steps)
+    if deployed and last is not None:
+        told["endpoint"] = f"{seconds((answering - last).total_seconds()):>8}  after the last run"
+    else:
+        told["endpoint"] = "   fresh  serving already"
     return told
 
 

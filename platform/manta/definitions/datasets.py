@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -29,6 +30,16 @@ class Column(Frozen):
     max: float | None = None
     one_of: tuple[str, ...] | None = None
     pattern: str | None = None
+
+    @model_validator(mode="after")
+    def _checks_fit_the_type(self) -> Column:
+        if (self.min is not None or self.max is not None) and self.type not in ("int64", "float64"):
+            raise ValueError(f"min and max bound numbers, not {self.type}")
+        if (self.one_of or self.pattern) and self.type != "string":
+            raise ValueError(f"one_of and pattern hold for strings, not {self.type}")
+        if self.pattern and re.search(r"\(\?(?:[=!]|<[=!])", self.pattern):
+            raise ValueError("the pattern looks around, which the engine that checks it cannot do")
+        return self
 
 
 class Contract(Frozen):
@@ -100,6 +111,13 @@ class FeatureTable(Definition):
     time: str | None = None
     partition_by: tuple[str, ...] = ()
     partitions: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _partitions_by_its_key(self) -> FeatureTable:
+        foreign = [name for name in self.partition_by if name not in self.key]
+        if foreign:
+            raise ValueError(f"partition_by must be columns of the key, and {', '.join(foreign)} is none")
+        return self
 
     def __init__(self, **fields: object) -> None:
         super().__init__(**({"name": fields.get("dataset")} | fields))

@@ -19,7 +19,8 @@ class Files(Frozen):
     Attributes:
         path: a file or a glob, relative to the project folder; or ``package:NAME/inner/path`` for files that
             an installed Python package carries.
-        format: ``csv``, ``jsonl`` or ``parquet``.
+        format: ``csv``, ``jsonl`` or ``parquet``; compressed or not, as the file's name says (.gz,
+            .bz2, .zst, .lz4; a .zip holds one file).
         null_values: texts that stand for a missing value (csv).
     """
 

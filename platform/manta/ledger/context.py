@@ -38,7 +38,8 @@ class RunContext:
     @property
     def run_key(self) -> str:
         """The same for every attempt of this run, and for no other run: the key of idempotent writes."""
-        return f"{self.run.project}-{self.run.id}"
+        # With the ledger's identity, for the lake and MLflow may outlive it, and hold the runs of an earlier.
+        return f"{self.run.project}-{self.ledger.identity()}-{self.run.id}"
 
     def progress(self, done: float, total: float, unit: str = "") -> None:
         """Tell how far the run is; cheap to call often (at most two writes a second, and the last)."""

@@ -1,0 +1,88 @@
+"""jsonl: one JSON object a line. A line that is none is broken; a name that an object lacks is null."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import polars as pl
+
+from manta.data.connectors import Broken, Rows
+from manta.data.formats import PIECE_BYTES, FilePiece, opened, ranges
+from manta.definitions.sources import Files
+
+
+def split(_source: Files, whole: FilePiece) -> list[FilePiece]:
+    if whole.size <= PIECE_BYTES or whole.compressed:
+        return [whole]
+    return ranges(whole, _line_starts(whole))
+
+
+def read(_source: Files, piece: FilePiece, wanted: Sequence[str]) -> Iterator[Rows]:
+    with opened(piece) as stream:
+        if piece.stop is not None:
+            stream.seek(piece.start)
+        left = float("inf") if piece.stop is None else piece.stop - piece.start
+        while text := stream.read(int(min(PIECE_BYTES, left))):
+            if len(text) < left:
+                text += stream.readline()
+            left -= len(text)
+            yield _json_rows(text, wanted)
+
+
+def _json_rows(text: bytes, wanted: Sequence[str]) -> Rows:
+    lines = [line for line in text.split(b"\n") if line and not line.isspace()]
+    schema = dict.fromkeys(wanted, pl.String)
+    broken: list[Broken] = []
+    try:
+        values = pl.read_ndjson(b"\n".join(lines), schema=schema) if lines else pl.DataFrame(schema=schema)
+        if values.height != len(lines):
+            raise pl.exceptions.ComputeError("more than one value in a line")
+    except pl.exceptions.PolarsError:
+        good = []
+        for number, line in enumerate(lines):
+            problem = _json_problem(line)
+            if problem is None:
+                good.append(line)
+            else:
+                broken.append(Broken(number, problem, "not a JSON object", line.decode(errors="replace")))
+        values = pl.read_ndjson(b"\n".join(good), schema=schema) if good else pl.DataFrame(schema=schema)
+        if values.height != len(good):
+            raise
+    seen = {name for name in wanted if values[name].null_count() < values.height}
+    if len(seen) < len(wanted):
+        seen |= _json_names(lines, set(wanted) - seen)
+    return Rows(len(lines), values, broken, sorted(seen))
+
+
+def _json_problem(line: bytes) -> str | None:
+    try:
+        value = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        return f"the line is not JSON: {error}"
+    return None if isinstance(value, dict) else "the line is not a JSON object"
+
+
+def _json_names(lines: list[bytes], wanted: set[str]) -> set[str]:
+    """The names that the objects use, up to the line by which all the wanted ones have been seen."""
+    seen: set[str] = set()
+    decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+    for line in lines:
+        try:
+            seen.update(decoder.decode(line))
+        except (msgspec.DecodeError, UnicodeError):
+            continue  # refused as a broken row
+        if wanted <= seen:
+            break
+    return seen
+
+
+def _line_starts(whole: FilePiece) -> list[int]:
+    starts: list[int] = []
+    with open(whole.path, "rb") as stream:
+        for cut in range(PIECE_BYTES, whole.size, PIECE_BYTES):
+            stream.seek(cut)
+            stream.readline()
+            if not starts or stream.tell() > starts[-1]:
+                starts.append(stream.tell())
+    return starts

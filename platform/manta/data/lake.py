@@ -1,0 +1,219 @@
+"""The lake: datasets as Delta tables, each version made by exactly one commit of exactly one run.
+
+A writer stages Parquet files under a folder of its own inside the table, where no reader looks, and then
+makes one Delta commit that removes what the table held and adds them. Before the commit nothing is visible;
+after it, all is. A killed writer leaves at most files that no version names.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import DeltaError
+from deltalake.transaction import AddAction, create_table_with_add_actions
+
+from manta.errors import Conflict, NotFound
+
+COMMIT_TRIES = 50
+# A training set must be rebuildable years later: versions do not expire by themselves.
+CONFIGURATION = {"delta.logRetentionDuration": "interval 36500 days"}
+
+
+def quarantine_of(dataset: str) -> str:
+    """The dataset that holds the rows refused by the newest ingest of ``dataset``."""
+    return f"{dataset}__quarantine"
+
+
+class Lake:
+    """The datasets in one folder. Holds no state: make one where it is needed, in any process."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).absolute()
+
+    def path(self, dataset: str) -> str:
+        """The folder of the dataset's Delta table, whether it exists or not."""
+        return str(self.folder / dataset)
+
+    def version(self, dataset: str) -> int | None:
+        """The newest version; None when nothing has been committed."""
+        return self._open(dataset).version() if self._exists(dataset) else None
+
+    # --- reading --------------------------------------------------------------------------------------
+
+    def scan(self, dataset: str, version: int | str | None = None) -> pl.LazyFrame:
+        """The rows of a version, the newest when None, in the order in which its files were committed.
+
+        Raises:
+            NotFound: the dataset, or that version of it, does not exist.
+        """
+        table = self._open(dataset, version)
+        # Part numbers are padded, so that the order of names is the order of rows.
+        files = sorted(table.file_uris())
+        if not files:
+            return pl.DataFrame(pa.schema(table.schema()).empty_table()).lazy()
+        return pl.scan_parquet(files, glob=False, hive_partitioning=False)
+
+    def read(
+        self, dataset: str, version: int | str | None = None, columns: Sequence[str] | None = None
+    ) -> pl.DataFrame:
+        """Like :meth:`scan`, in memory; only ``columns`` when given."""
+        rows = self.scan(dataset, version)
+        return (rows if columns is None else rows.select(columns)).collect()
+
+    def metadata(self, dataset: str, version: int | str | None = None) -> dict[str, str]:
+        """What the writer of a version kept with it.
+
+        Raises:
+            NotFound: the dataset, or that version of it, does not exist.
+        """
+        wanted = self._open(dataset, version).version()
+        table = self._open(dataset)
+        # Delta gives the history from the newest commit on, whichever version is open.
+        commits = {commit["version"]: commit for commit in table.history(table.version() - wanted + 1)}
+        return dict(json.loads(commits[wanted].get("manta", "{}")))
+
+    # --- writing --------------------------------------------------------------------------------------
+
+    def stage(self, dataset: str, run_key: str) -> str:
+        """A new empty folder inside the table, for Parquet files that :meth:`commit` will be given.
+
+        Every call gives another one: two attempts of a run never share files.
+        """
+        folder = Path(self.path(dataset)) / "parts" / run_key / secrets.token_hex(4)
+        folder.mkdir(parents=True)
+        return str(folder)
+
+    def discard(self, folder: str) -> None:
+        """Remove a staged folder that will not be committed."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def committed(self, dataset: str, run_key: str) -> int | None:
+        """The version that ``run_key`` made; None when it has made none."""
+        return self._open(dataset).transaction_version(run_key) if self._exists(dataset) else None
+
+    def commit(
+        self,
+        dataset: str,
+        files: Sequence[str],
+        *,
+        run_key: str,
+        schema: pa.Schema,
+        metadata: Mapping[str, str] | None = None,
+    ) -> int:
+        """Make the staged ``files`` the whole content of the dataset, in one commit; gives its version.
+
+        The same ``run_key`` again commits nothing and gives the version it made. When several runs commit
+        at once, each makes a version of its own, one after the other. Whatever else the run has staged is
+        removed.
+
+        Raises:
+            Conflict: other writers were faster, many times in a row.
+        """
+        adds = [self._add(dataset, path) for path in files]
+        for tries in range(COMMIT_TRIES):
+            newest = self.version(dataset)
+            made = self.committed(dataset, run_key)
+            if made is None:
+                try:
+                    made = self._commit_after(newest, dataset, adds, run_key, schema, metadata or {})
+                except DeltaError:
+                    if self.version(dataset) == newest:
+                        raise  # nobody was faster: something else is wrong
+                    time.sleep(0.005 * secrets.randbelow(min(tries, 10) + 2))
+                    continue
+            self._sweep(dataset, run_key, made)
+            return made
+        raise Conflict(
+            f"dataset {dataset!r} is being written by others all the time",
+            hint="let the other runs end, and try again",
+        )
+
+    def replace(
+        self, dataset: str, frame: pl.DataFrame, *, run_key: str, metadata: Mapping[str, str] | None = None
+    ) -> int:
+        """Stage and commit a frame that is in memory."""
+        path = f"{self.stage(dataset, run_key)}/00000.parquet"
+        write_part(frame, path)
+        schema = frame.head(0).to_arrow().schema
+        return self.commit(dataset, [path], run_key=run_key, schema=schema, metadata=metadata)
+
+    # --- inside ---------------------------------------------------------------------------------------
+
+    def _exists(self, dataset: str) -> bool:
+        return DeltaTable.is_deltatable(self.path(dataset))
+
+    def _open(self, dataset: str, version: int | str | None = None) -> DeltaTable:
+        if not self._exists(dataset):
+            raise NotFound(f"there is no dataset {dataset!r} yet", hint="`manta apply` makes what is missing")
+        if version is None:
+            return DeltaTable(self.path(dataset))
+        try:
+            return DeltaTable(self.path(dataset), version=int(version))
+        except DeltaError as error:
+            newest = self.version(dataset)
+            raise NotFound(f"dataset {dataset!r} has no version {version}; its newest is {newest}") from error
+
+    def _commit_after(
+        self,
+        newest: int | None,
+        dataset: str,
+        adds: list[AddAction],
+        run_key: str,
+        schema: pa.Schema,
+        metadata: Mapping[str, str],
+    ) -> int:
+        # The version this commit will be, or it will not be at all: Delta is told not to resolve conflicts
+        # by itself, so that the number kept under the run's key is always the truth.
+        version = 0 if newest is None else newest + 1
+        properties = CommitProperties(
+            max_commit_retries=0,
+            custom_metadata={"manta": json.dumps({"run_key": run_key, **metadata})},
+            app_transactions=[Transaction(run_key, version)],
+        )
+        content = Schema.from_arrow(schema)
+        if newest is None:
+            create_table_with_add_actions(
+                self.path(dataset),
+                content,
+                adds,
+                configuration=CONFIGURATION,
+                commit_properties=properties,
+            )
+        else:
+            self._open(dataset, newest).create_write_transaction(
+                [*adds], "overwrite", content, commit_properties=properties
+            )
+        return version
+
+    def _add(self, dataset: str, path: str) -> AddAction:
+        inside = Path(path).absolute().relative_to(self.path(dataset))
+        stat = Path(path).stat()
+        return AddAction(
+            path=inside.as_posix(),
+            size=stat.st_size,
+            partition_values={},
+            modification_time=stat.st_mtime_ns // 1_000_000,
+            data_change=True,
+            stats=json.dumps({"numRecords": pq.read_metadata(path).num_rows}),
+        )
+
+    def _sweep(self, dataset: str, run_key: str, version: int) -> None:
+        """Remove what the run's other attempts have staged: nothing of theirs can be committed any more."""
+        kept = {Path(uri).parent for uri in self._open(dataset, version).file_uris()}
+        for folder in (Path(self.path(dataset)) / "parts" / run_key).glob("*"):
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_part(frame: pl.DataFrame, path: str) -> None:
+    """Write a staged Parquet file."""
+    frame.write_parquet(path, compression="zstd", compression_level=1)

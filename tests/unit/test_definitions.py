@@ -1,0 +1,115 @@
+"""Definitions: frozen, checked where they are written, and the same after a round trip through JSON."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from manta import (
+    AtLeast,
+    AtMost,
+    BeatsChampion,
+    Column,
+    Contract,
+    Endpoint,
+    Examples,
+    FeatureTable,
+    Files,
+    Ingest,
+    Materialize,
+    TimeSplit,
+    Torch,
+    Training,
+)
+from manta.definitions import Definition, Ref, from_json, load_function
+from manta.errors import DefinitionInvalid
+
+CONTRACT = Contract(columns={"a": Column(type="int64", min=0), "t": Column(type="timestamp")}, key=("a",))
+INGEST = Ingest(dataset="raw", source=Files(path="x.csv"), contract=CONTRACT)
+TABLE = FeatureTable(dataset="table", inputs_from=("raw",), fn="jobs.a:f", key=("a",), time="t")
+TRAINING = Training(
+    model="late",
+    fn="jobs.a:train",
+    module="jobs.a:Net",
+    trainer=Torch(workers=2),
+    examples=Examples(dataset="raw", label="y", time="t"),
+    features="v1",
+    split=TimeSplit(test_from=datetime(2013, 11, 1, tzinfo=UTC)),
+    gates=[AtLeast("roc_auc", 0.7), AtMost("ece", 0.1), BeatsChampion("roc_auc")],
+    params={"epochs": 3},
+)
+ENDPOINT = Endpoint(model="late", features="v1")
+
+
+@pytest.mark.parametrize("definition", [INGEST, TABLE, Materialize(features="v1"), TRAINING, ENDPOINT])
+def test_json_and_back_is_the_same(definition: Definition) -> None:
+    assert from_json(definition.to_json()) == definition
+
+
+def test_names_are_taken_from_what_is_produced() -> None:
+    assert [d.name for d in (INGEST, TABLE, TRAINING, ENDPOINT)] == ["raw", "table", "late", "late"]
+    assert TRAINING.replace(name="late-smoke").model == "late"
+
+
+def test_a_definition_cannot_be_changed_in_place() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        TRAINING.pool = "a100"
+    assert TRAINING.replace(pool="a100").pool == "a100"
+    assert TRAINING.pool == "default"
+
+
+def test_functions_are_named_by_where_they_stand() -> None:
+    table = TABLE.replace(fn=load_function)
+    assert table.fn == "manta.definitions.base:load_function"
+    assert load_function(table.fn) is load_function
+    with pytest.raises(DefinitionInvalid, match=r"jobs\.a:f cannot be imported"):
+        load_function(TABLE.fn)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: INGEST.replace(dataset="Raw"), "dataset"),
+        (lambda: INGEST.replace(colour="red"), "colour"),
+        (lambda: TABLE.replace(fn=lambda x: x), "top level"),
+        (lambda: TABLE.replace(partition_by=("b",)), "partition_by must be columns of the key"),
+        (lambda: TRAINING.replace(trainer={"kind": "torch", "workers": 0}), "workers"),
+        (lambda: TRAINING.replace(gates=[{"kind": "nope"}]), "gates"),
+        (lambda: ENDPOINT.replace(threshold=2), "threshold"),
+    ],
+)
+def test_what_is_wrong_is_named(build: Any, words: str) -> None:
+    with pytest.raises(DefinitionInvalid) as error:
+        build()
+    assert words in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: Column(type="string", min=1), "bound numbers"),
+        (lambda: Column(type="int64", one_of=("a",)), "hold for strings"),
+        (lambda: Column(type="string", pattern="a(?=b)"), "looks around"),
+        (lambda: Contract(columns={"a": Column(type="int64")}, key=("b",)), "key names columns"),
+        (lambda: TimeSplit(test_from=datetime(2013, 1, 1), validation_from=datetime(2013, 2, 1)), "before"),
+    ],
+)
+def test_pieces_are_checked_too(build: Any, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        build()
+
+
+def test_an_unknown_kind_is_refused_with_those_there_are() -> None:
+    with pytest.raises(DefinitionInvalid) as error:
+        from_json({"kind": "ingestion", "name": "x"})
+    assert "ingest" in error.value.hint
+
+
+def test_what_is_read_and_produced() -> None:
+    assert TABLE.inputs() == (Ref("dataset", "raw"),)
+    assert TRAINING.inputs() == (Ref("dataset", "raw"), Ref("features", "v1"))
+    assert TRAINING.outputs() == (Ref("model", "late"),)
+    assert set(TRAINING.code()) == {"jobs.a:train", "jobs.a:Net"}

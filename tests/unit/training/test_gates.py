@@ -1,0 +1,71 @@
+"""Gates as a table: what lets pass, what blocks, and by how much."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from manta.definitions import AtLeast, AtMost, BeatsChampion
+from manta.errors import TrainingInvalid
+from manta.training.gates import Champion, Gate, check_names, judge
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("gate", "value", "champion", "passed", "margin"),
+    [
+        (AtLeast("roc_auc", 0.72), 0.75, None, True, 0.03),
+        (AtLeast("roc_auc", 0.72), 0.72, None, True, 0.0),
+        (AtLeast("roc_auc", 0.72), 0.70, None, False, -0.02),
+        (AtLeast("roc_auc", 0.72), NAN, None, False, NAN),
+        (AtMost("ece", 0.05), 0.02, None, True, 0.03),
+        (AtMost("ece", 0.05), 0.08, None, False, -0.03),
+        (AtMost("ece", 0.05), NAN, None, False, NAN),
+        (BeatsChampion("roc_auc"), 0.75, None, True, None),
+        (BeatsChampion("roc_auc"), NAN, None, False, None),
+        (BeatsChampion("roc_auc"), 0.75, 0.74, True, 0.01),
+        (BeatsChampion("roc_auc"), 0.75, 0.75, True, 0.0),
+        (BeatsChampion("roc_auc"), 0.74, 0.75, False, -0.01),
+        (BeatsChampion("roc_auc", tolerance=0.02), 0.74, 0.75, True, 0.01),
+        (BeatsChampion("roc_auc", tolerance=0.02), 0.72, 0.75, False, -0.01),
+        (BeatsChampion("roc_auc"), 0.75, NAN, False, NAN),
+    ],
+)
+def test_one_gate(
+    gate: Gate, value: float, champion: float | None, passed: bool, margin: float | None
+) -> None:
+    held = None if champion is None else Champion("3", {gate.metric: champion})
+    (result,) = judge([gate], {gate.metric: value}, held)
+    assert result.passed is passed
+    assert result.margin == (None if margin is None else pytest.approx(margin, nan_ok=True))
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_a_failed_gate_says_which_and_by_how_much() -> None:
+    (result,) = judge([AtLeast("roc_auc", 0.72)], {"roc_auc": 0.7012}, None)
+    assert str(result) == "roc_auc >= 0.72: roc_auc is 0.7012, failed by 0.0188"
+
+
+def test_a_champion_that_cannot_be_scored_blocks_and_says_why() -> None:
+    champion = Champion("3", None, "it takes wind, which the training set does not have")
+    (result,) = judge([BeatsChampion("roc_auc")], {"roc_auc": 0.99}, champion)
+    assert not result.passed
+    assert "wind" in str(result)
+    assert "version 3" in str(result)
+
+
+def test_every_gate_is_judged_in_order() -> None:
+    found = judge([AtMost("ece", 0.1), AtLeast("roc_auc", 0.9)], {"ece": 0.2, "roc_auc": 0.8}, None)
+    assert [result.metric for result in found] == ["ece", "roc_auc"]
+    assert not any(result.passed for result in found)
+    assert all(math.isfinite(result.value) for result in found)
+
+
+@pytest.mark.parametrize("gate", [AtLeast("auc", 0.7), BeatsChampion("ece")])
+def test_a_metric_that_cannot_be_used_is_refused_before_training(gate: Gate) -> None:
+    with pytest.raises(TrainingInvalid, match=gate.metric) as error:
+        check_names([AtLeast("roc_auc", 0.7), gate])
+    assert error.value.hint
