@@ -103,7 +103,6 @@ def require_columns(contract: Contract, found: Iterable[str], where: str) -> Non
 def _faults(
     name: str, column: Column, raw: pl.Series, parsed: pl.Series, typed: pl.Series
 ) -> Iterator[_Fault]:
-    _fits_its_type(name, column)
     shown = _shown(name)
     yield _Fault(
         f"{name} is not {column.type}",
@@ -152,14 +151,6 @@ def _faults(
             (~matches).fill_null(False),
             pl.format("{}: '{}' does not match {}", pl.lit(name), shown, pl.lit(column.pattern)),
         )
-
-
-def _fits_its_type(name: str, column: Column) -> None:
-    numeric = column.type in ("int64", "float64")
-    if (column.min is not None or column.max is not None) and not numeric:
-        raise DefinitionInvalid(f"column {name!r}: min and max are for numbers, it is {column.type}")
-    if (column.one_of is not None or column.pattern is not None) and column.type != "string":
-        raise DefinitionInvalid(f"column {name!r}: one_of and pattern are for strings, it is {column.type}")
 
 
 def _bound(typed: pl.Series, bound: float, whole: Callable[[float], int]) -> float | int:
