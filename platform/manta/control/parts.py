@@ -103,7 +103,7 @@ def server(settings: Settings) -> Spec:
         attached=settings.server_url != f"http://{settings.host}:{settings.ports.server}",
         ports={"server": settings.ports.server},
         command=lambda: [*PYTHON, "manta.api"],
-        answers=lambda: _get(f"{settings.server_url}/healthz") is not None,
+        answers=lambda: get_json(f"{settings.server_url}/healthz") is not None,
     )
 
 
@@ -126,7 +126,7 @@ def mlflow(settings: Settings) -> Spec:
     def answers() -> bool:
         # The first question that reaches the store is what makes or checks its tables; it is asked here, by
         # one, so that no two do it at once.
-        listed = _get(f"{url}/api/2.0/mlflow/experiments/search", {"max_results": 1}, seconds=60)
+        listed = get_json(f"{url}/api/2.0/mlflow/experiments/search", {"max_results": 1}, seconds=60)
         return listed is not None and "experiments" in listed
 
     return Spec(
@@ -223,12 +223,12 @@ def ray(settings: Settings) -> Spec:
 
     def answers() -> bool:
         # The node takes work, and both APIs that the engine speaks are there (each is a process).
-        nodes = _get(f"{url}/nodes?view=summary", headers=headers)
+        nodes = get_json(f"{url}/nodes?view=summary", headers=headers)
         alive = nodes is not None and any(
             node.get("raylet", {}).get("state") == "ALIVE" for node in nodes["data"]["summary"]
         )
         paths = ("/api/jobs/", "/api/serve/applications/")
-        return alive and all(_get(url + path, headers=headers) is not None for path in paths)
+        return alive and all(get_json(url + path, headers=headers) is not None for path in paths)
 
     return Spec(
         name="ray",
@@ -342,7 +342,9 @@ def _ray_headers(settings: Settings) -> dict[str, str]:
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy: it is here
 
 
-def _get(url: str, body: Any = None, *, headers: dict[str, str] | None = None, seconds: float = 5.0) -> Any:
+def get_json(
+    url: str, body: Any = None, *, headers: dict[str, str] | None = None, seconds: float = 5.0
+) -> Any:
     """The JSON that ``url`` answers with status 200 (to a POST when there is a body), else None."""
     content = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, content, {"Content-Type": "application/json", **(headers or {})})

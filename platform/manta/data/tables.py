@@ -112,11 +112,6 @@ def _compute(context: RunContext, table: FeatureTable, lake: Lake) -> int:
 
 def _inputs(table: FeatureTable, lake: Lake, versions: dict[str, str]) -> tuple[frozenset[str], int]:
     """Which inputs can be partitioned, and how many rows those have together."""
-    if not set(table.partition_by) <= set(table.key):
-        raise DefinitionInvalid(
-            f"{table.name}: partition_by {_listed(table.partition_by)} must be columns of the key "
-            f"{_listed(table.key)}"
-        )
     if not table.partition_by:
         return frozenset(), 0
     scans = {name: lake.scan(name, version) for name, version in versions.items()}
