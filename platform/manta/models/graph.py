@@ -1,0 +1,147 @@
+"""The ONNX graph that answers requests: raw feature columns in, probability out.
+
+The encoding is part of the graph, so that what a replica computes cannot drift from what was trained. Its
+second half is what a trainer exports: a graph with the inputs ``categories`` int64 [n, C] and ``numbers``
+float32 [n, 2·D] and the output ``logits`` float32 [n].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from manta.errors import TrainingInvalid
+from manta.models.encoding import Encoding
+
+OUTPUT = "probability"
+IR_VERSION = 10
+OPSET = 20  # what the trainers export to; the two halves must agree
+ML_OPSET = 4  # of ai.onnx.ml, for LabelEncoder
+
+
+def raw_graph(encoding: Encoding, module: onnx.ModelProto) -> onnx.ModelProto:
+    """Both halves as one checked graph.
+
+    Inputs: one per feature, by its name, shape [n]; tensor(string) for categories ("" is missing), float32
+    for numbers (NaN is missing). Output: ``probability`` float32 [n].
+
+    Raises:
+        TrainingInvalid: the module's graph has other inputs or outputs, or a feature is called like the
+            output.
+    """
+    if OUTPUT in encoding.inputs:
+        raise TrainingInvalid(f"a feature may not be called {OUTPUT!r}, as the model's output is")
+    found = {one.name for one in (*module.graph.input, *module.graph.output)}
+    if found != {"categories", "numbers", "logits"}:
+        raise TrainingInvalid(
+            f"the exported graph has {', '.join(sorted(found))}, not categories, numbers, logits"
+        )
+    module = compose.add_prefix(_without_traces(module), "module/")
+    whole = compose.merge_models(
+        _encoder(encoding),
+        module,
+        io_map=[("encoder/categories", "module/categories"), ("encoder/numbers", "module/numbers")],
+        producer_name="manta",
+    )
+    whole.graph.node.append(helper.make_node("Sigmoid", ["module/logits"], [OUTPUT], name="probability"))
+    del whole.graph.output[:]
+    whole.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["n"]))
+    onnx.checker.check_model(whole, full_check=True)
+    return whole
+
+
+def _encoder(encoding: Encoding) -> onnx.ModelProto:
+    nodes: list[onnx.NodeProto] = []
+    held: list[onnx.TensorProto] = []
+    inputs = [
+        helper.make_tensor_value_info(
+            name, TensorProto.FLOAT if kind == "float32" else TensorProto.STRING, ["n"]
+        )
+        for name, kind in encoding.inputs.items()
+    ]
+
+    def constant(name: str, value: np.ndarray) -> str:
+        held.append(numpy_helper.from_array(value, f"encoder/{name}"))
+        return f"encoder/{name}"
+
+    def node(op: str, given: Iterable[str], name: str, **attributes: Any) -> str:
+        out = f"encoder/{name}"
+        nodes.append(helper.make_node(op, list(given), [out], name=out, **attributes))
+        return out
+
+    column = constant("column", np.array([1], dtype=np.int64))
+    indices = [
+        node("Unsqueeze", [_lookup(node, name, values), column], f"{name}/column")
+        for name, values in encoding.vocabularies.items()
+    ]
+    raw = [node("Unsqueeze", [name, column], f"{name}/column") for name in encoding.moments]
+    # Where there is nothing to join, a slice of no columns takes the batch's size from the other half.
+    nothing = constant("nothing", np.array([0], dtype=np.int64))
+    if raw:
+        joined = node("Concat", raw, "raw", axis=1)
+        means, deviations = (
+            np.array(row, dtype=np.float32) for row in zip(*encoding.moments.values(), strict=True)
+        )
+        absent = node("Or", [node("IsNaN", [joined], "nan"), node("IsInf", [joined], "inf")], "absent")
+        centred = node("Sub", [joined, constant("means", means)], "centred")
+        scaled = node("Div", [centred, constant("deviations", deviations)], "scaled")
+        zero = constant("zero", np.array(0, dtype=np.float32))
+        values = node("Where", [absent, zero, scaled], "values")
+        flags = node("Cast", [absent], "flags", to=TensorProto.FLOAT)
+        node("Concat", [values, flags], "numbers", axis=1)
+    if indices:
+        node("Concat", indices, "categories", axis=1)
+    if not raw:
+        empty = node("Slice", ["encoder/categories", nothing, nothing, column], "no_numbers")
+        node("Cast", [empty], "numbers", to=TensorProto.FLOAT)
+    if not indices:
+        empty = node("Slice", ["encoder/numbers", nothing, nothing, column], "no_categories")
+        node("Cast", [empty], "categories", to=TensorProto.INT64)
+    shape = encoding.shape
+    outputs = [
+        helper.make_tensor_value_info(
+            "encoder/categories", TensorProto.INT64, ["n", len(shape["categories"])]
+        ),
+        helper.make_tensor_value_info("encoder/numbers", TensorProto.FLOAT, ["n", shape["numbers"]]),
+    ]
+    graph = helper.make_graph(nodes, "manta", inputs, outputs, initializer=held)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="manta")
+
+
+def _lookup(node: Callable[..., str], name: str, values: tuple[str, ...]) -> str:
+    # An empty vocabulary is not allowed; "" stands for missing, which is index 0 anyhow.
+    return node(
+        "LabelEncoder",
+        [name],
+        f"{name}/index",
+        domain="ai.onnx.ml",
+        keys_strings=["", *values],
+        values_int64s=list(range(len(values) + 1)),
+        default_int64=0,
+    )
+
+
+def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+    # The exporter writes source lines and paths of the machine it ran on into every node.
+    clean = onnx.ModelProto()
+    clean.CopyFrom(model)
+    clean.doc_string = clean.graph.doc_string = ""
+    graph = clean.graph
+    for part in (
+        clean,
+        graph,
+        *graph.node,
+        *graph.value_info,
+        *graph.initializer,
+        *graph.input,
+        *graph.output,
+    ):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    clean.ir_version = IR_VERSION
+    return clean

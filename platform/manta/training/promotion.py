@@ -1,0 +1,145 @@
+"""From a trained model to the champion: gates, registration, and the move of the alias."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from manta.definitions import Ref, Training
+from manta.errors import Conflict, GateFailed, ModelUnavailable, NotFound, RequestInvalid
+from manta.ledger.context import RunContext
+from manta.models import package
+from manta.models.registry import Registry
+from manta.training import gates
+from manta.training.evaluate import predict, score
+
+ALIAS = "champion"
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained model, recorded in MLflow as ``run``.
+
+    Attributes:
+        metrics: on the held-out rows.
+    """
+
+    run: str
+    metrics: dict[str, float]
+    location: Path
+    digest: str
+
+
+def promote(
+    context: RunContext, registry: Registry, candidate: Candidate, rows: pl.DataFrame, labels: np.ndarray
+) -> str:
+    """Hold the candidate against the gates and the champion of now; register it and point the alias at it.
+    If somebody else moves the champion meanwhile, do so again with that one.
+
+    Args:
+        rows: the held-out rows, with the features as they are. labels: theirs.
+
+    Returns:
+        the version it is registered as.
+
+    Raises:
+        GateFailed: it is not registered, and the champion stays.
+        Conflict: others kept moving the champion; it is not registered.
+    """
+    training: Training = context.definition
+    for _ in range(TRIES):
+        champion = _champion(context, registry, candidate, rows, labels)
+        table = _judge(context, registry, candidate, champion)
+        version = registry.register(
+            training.model,
+            candidate.run,
+            {
+                "manta.run": str(context.run.id),
+                "manta.digest": candidate.digest,
+                "manta.location": str(candidate.location),
+            },
+        )
+        try:
+            context.ledger.promote(
+                context.run.project,
+                training.model,
+                ALIAS,
+                version,
+                expect=champion.version if champion else None,
+                run_id=context.run.id,
+                gates=table,
+            )
+        except Conflict:
+            continue
+        registry.mirror(training.model, ALIAS, version)
+        return version
+    registry.withdraw(training.model, candidate.run)
+    raise Conflict(
+        f"{ALIAS} of {training.model} was moved by others {TRIES} times during this promotion",
+        hint="run the training again when they are done",
+    )
+
+
+def _judge(
+    context: RunContext, registry: Registry, candidate: Candidate, champion: gates.Champion | None
+) -> list[dict[str, Any]]:
+    """What each gate said, recorded with the run and in MLflow.
+
+    Raises:
+        GateFailed: one of them did not let pass.
+    """
+    training: Training = context.definition
+    results = gates.judge(training.gates, candidate.metrics, champion)
+    table = [result.to_json() for result in results]
+    passed = all(result.passed for result in results)
+    compared = {f"champion_{name}": value for name, value in ((champion and champion.metrics) or {}).items()}
+    holder = champion.version if champion else None
+    context.measured(gates=table, champion=holder, **compared)
+    registry.conclude(
+        candidate.run,
+        {
+            "manta.gates": "passed" if passed else "failed",
+            "manta.gates.detail": json.dumps(table),
+            "manta.champion": holder or "none",
+        },
+        compared,
+    )
+    if passed:
+        return table
+    # An attempt before this one may have got as far as registering, against a champion that is no more.
+    registry.withdraw(training.model, candidate.run)
+    raise GateFailed(
+        f"{training.model} was refused promotion: "
+        + "; ".join(str(result) for result in results if not result.passed),
+        hint=f"{ALIAS} stays {f'version {holder}' if holder else 'unset'}; "
+        f"MLflow keeps the training as run {candidate.run}",
+        gates=table,
+    )
+
+
+def _champion(
+    context: RunContext, registry: Registry, candidate: Candidate, rows: pl.DataFrame, labels: np.ndarray
+) -> gates.Champion | None:
+    """The version that holds the alias, scored on the same held-out rows."""
+    model = context.definition.model
+    version = context.ledger.alias(context.run.project, model, ALIAS)
+    if version is None:
+        return None
+    if version == registry.registered(model, candidate.run):
+        return gates.Champion(version, candidate.metrics)  # promoted by an attempt that was killed after it
+    try:
+        detail = context.ledger.version(context.run.project, Ref("model", model), version).detail
+        held = package.load(detail["location"], detail["digest"], threads=2)
+        gone = [name for name in held.inputs if name not in rows.columns]
+        if gone:
+            why = f"it takes {', '.join(gone)}, which the training set does not have"
+            return gates.Champion(version, None, why)
+        return gates.Champion(version, score(labels, predict(held, rows)))
+    except (NotFound, ModelUnavailable, RequestInvalid) as error:
+        return gates.Champion(version, None, error.message)

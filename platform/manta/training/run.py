@@ -1,0 +1,291 @@
+"""Executes a run of a :class:`~manta.definitions.Training`: from examples to a promoted model.
+
+Killed anywhere and executed again, a run ends in the same state: versions are read again as they were first
+read, Ray Train goes on from its checkpoint, the package and MLflow's run are found by the run's key, and
+the champion moves by compare-and-set.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from manta.definitions import Training
+from manta.errors import TrainingInvalid
+from manta.ledger.context import RunContext
+from manta.models import package
+from manta.models.encoding import Encoding
+from manta.models.registry import Registry
+from manta.training import encoder, evaluate, gates
+from manta.training.examples import PARTS, Labelled, labelled, split
+from manta.training.progress import Steps
+from manta.training.promotion import Candidate, promote
+from manta.training.trainers import Job, Model, Part, trainer
+
+STEPS = ("examples", "features", "training", "packaging", "evaluation", "recording", "promotion")
+PARITY_TOLERANCE = 1e-4  # between the framework's probabilities and the package's
+
+
+def execute(context: RunContext) -> None:
+    """Train, evaluate, record, and promote if the gates let pass.
+
+    Raises:
+        TrainingInvalid: the examples, the features or the loop cannot be trained with.
+        GateFailed: the model is recorded, but neither registered nor promoted.
+        Unavailable: MLflow, or room for the workers.
+    """
+    training: Training = context.definition
+    registry = Registry(context.settings.mlflow_url, context.settings.project)
+    gates.check_names(training.gates)
+    registry.check()
+    how = trainer(training.trainer.kind)
+    steps = Steps(context, STEPS)
+    # Stores that outlive the ledger may hold the runs of another one, with the same keys.
+    key = f"{context.run_key}-{context.ledger.identity()}"
+
+    with steps.step("examples"):
+        examples, parts = _examples(context, training)
+    with steps.step("features"):
+        features, versions = _features(context, training, examples.rows)
+        data = _encoded(training, features, examples.labels, parts)
+    with steps.step("training") as stage:
+        job = Job(
+            run_key=key,
+            folder=context.settings.home / "training",
+            root=context.root,
+            training=training,
+            params=training.params | context.params,
+            shape=data.encoding.shape,
+            train=data.encoded["train"],
+            validation=data.encoded["validation"],
+            stage=stage,
+            meanwhile=lambda: _load_later_parts(registry),
+        )
+        how.check(job)
+        model = how.fit(job)
+    with steps.step("packaging"):
+        example = _example(context, training, examples.rows[parts["test"]])
+        location, digest, parity = _package(context, training, key, data, model, example)
+    with steps.step("evaluation"):
+        outcome = _evaluate(training, data, package.load(location, digest, threads=2))
+    with steps.step("recording"):
+        figures = job.folder / key / "figures"
+        _draw(figures, data, outcome)
+        rows = {f"rows_{name}": len(held) for name, held in parts.items()} | {
+            "rows_dropped": examples.dropped
+        }
+        mlflow_run = registry.record(
+            key,
+            context.run.job,
+            params={**job.params, **_described(training, data.encoding), **rows},
+            metrics=outcome.metrics | {"parity": parity},
+            reports=model.reports,
+            tags={"manta.digest": digest, **{f"manta.read.{ref}": at for ref, at in versions.items()}},
+            figures=figures,
+            location=location,
+        )
+        context.measured(
+            **outcome.metrics, **rows, parity=parity, baseline=outcome.baseline, mlflow_run=mlflow_run
+        )
+    with steps.step("promotion"):
+        candidate = Candidate(mlflow_run, outcome.metrics, location, digest)
+        version = promote(context, registry, candidate, data.raw["test"], data.labels("test"))
+    context.measured(seconds=steps.seconds)
+    context.produced(
+        "model",
+        training.model,
+        version,
+        location=str(location),
+        digest=digest,
+        manifest=context.read("features", training.features).detail["manifest"],
+        metrics=outcome.metrics,
+        mlflow_run=mlflow_run,
+    )
+
+
+def _load_later_parts(registry: Registry) -> None:
+    importlib.import_module("sklearn.metrics")
+    importlib.import_module("matplotlib.backends.backend_agg")
+    registry.load()
+
+
+@dataclass(frozen=True)
+class Data:
+    """The training set: feature columns as they are, and encoded, of each part."""
+
+    encoding: Encoding
+    raw: dict[str, pl.DataFrame]
+    encoded: dict[str, Part]
+
+    def labels(self, part: str) -> np.ndarray:
+        return self.encoded[part].labels
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the held-out rows said. ``baseline`` names what ``scores`` are of."""
+
+    metrics: dict[str, float]
+    probabilities: np.ndarray
+    baseline: str
+    scores: np.ndarray
+
+
+def _examples(context: RunContext, training: Training) -> tuple[Labelled, dict[str, np.ndarray]]:
+    from manta.data.lake import Lake
+
+    name = training.examples.dataset
+    version = int(context.read("dataset", name).version)
+    examples = labelled(Lake(context.settings.lake).read(name, version), training.examples)
+    parts = split(examples.rows[training.examples.time], examples.labels, training.split)
+    return examples, parts
+
+
+def _features(
+    context: RunContext, training: Training, rows: pl.DataFrame
+) -> tuple[pl.DataFrame, dict[str, str]]:
+    """The features of every example, as of its time; and the versions that they were read from."""
+    from manta.features.compiled import read_manifest, service_of
+    from manta.features.training_set import training_set
+
+    name = training.features
+    registered = context.read("features", name)
+    manifest = read_manifest(registered.detail["manifest"])
+    service = service_of(manifest, name)
+    datasets = {
+        dataset: int(context.read("dataset", dataset).version)
+        for dataset in sorted({view.dataset for view in service.views})
+    }
+    # Only what the features ask for: another column could have the name of a feature.
+    asked = {training.examples.time, *service.join_keys, *service.request}
+    entities = rows.select(column for column in rows.columns if column in asked).to_arrow()
+    joined = training_set(
+        context.root, context.settings, name, entities, training.examples.time, datasets, manifest
+    )
+    if joined.num_rows != rows.height:
+        raise AssertionError(f"{rows.height} examples came back from the join as {joined.num_rows}")
+    read = {f"dataset:{dataset}": str(at) for dataset, at in datasets.items()}
+    read[f"features:{name}"] = registered.version
+    return pl.DataFrame(pl.from_arrow(joined.select(list(service.types)))), read
+
+
+def _encoded(
+    training: Training, features: pl.DataFrame, labels: np.ndarray, parts: dict[str, np.ndarray]
+) -> Data:
+    raw = {name: features[parts[name]] for name in PARTS}
+    encoding = encoder.fit(raw["train"], training.categories)
+    if training.baseline is not None and training.baseline not in encoding.moments:
+        raise TrainingInvalid(
+            f"baseline {training.baseline!r} is not a numeric feature of {training.features}",
+            hint=f"one of {', '.join(encoding.moments)}",
+        )
+    encoded = {name: Part(encoder.encode(encoding, raw[name]), labels[parts[name]]) for name in PARTS}
+    return Data(encoding, raw, encoded)
+
+
+def _example(context: RunContext, training: Training, held_out: pl.DataFrame) -> dict[str, Any]:
+    """The keys and request fields of the newest held-out row that has them all: what an endpoint shows its
+    callers as a question. Empty when the examples do not have every field under its name."""
+    from manta.features.compiled import read_manifest, service_of
+
+    manifest = read_manifest(context.read("features", training.features).detail["manifest"])
+    service = service_of(manifest, training.features)
+    fields = [*service.join_keys, *service.request]
+    if not set(fields) <= set(held_out.columns):
+        return {}
+    newest = held_out.sort(training.examples.time).select(dict.fromkeys(fields)).drop_nulls().tail(1)
+    rows = newest.to_dicts() or [{}]
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value for name, value in rows[0].items()
+    }
+
+
+def _package(
+    context: RunContext,
+    training: Training,
+    key: str,
+    data: Data,
+    model: Model,
+    example: dict[str, Any],
+) -> tuple[Path, str, float]:
+    """Write the package, after seeing that it computes what the framework computes.
+
+    Returns:
+        location, digest, and the largest difference that was seen.
+    """
+    from manta.models.graph import raw_graph
+
+    graph = raw_graph(data.encoding, model.graph()).SerializeToString(deterministic=True)
+    card = {
+        "model": training.model,
+        "service": training.features,
+        "features": context.read("features", training.features).version,
+        "inputs": data.encoding.inputs,
+        "output": {"probability": "float32"},
+        "label": training.examples.label,
+        "run": key,
+        "example": example,
+    }
+    difference = _parity(package.Package(card, graph, "", threads=2), data, model)
+    if not difference <= PARITY_TOLERANCE:
+        raise TrainingInvalid(
+            f"the packaged model differs from the trained one by {difference:.2g} in probability; "
+            f"{PARITY_TOLERANCE:g} is allowed",
+            hint="a module whose forward branches on values is not kept by ONNX",
+        )
+    files = {
+        package.GRAPH: graph,
+        "encoding.json": json.dumps(data.encoding.to_json(), sort_keys=True).encode(),
+        **model.files(),
+    }
+    location, digest = package.write(context.settings.home / "models" / training.model, files, card)
+    return location, digest, difference
+
+
+def _parity(packaged: package.Package, data: Data, model: Model) -> float:
+    """The largest difference over the held-out rows, one of missing values, and one of values never seen."""
+    held = data.raw["test"]
+    odd = held.head(2).with_row_index("__odd")
+    for name, kind in data.encoding.inputs.items():
+        strange: Any = "\x00never seen" if kind == "string" else None
+        value = pl.when(pl.col("__odd") == 0).then(None).otherwise(pl.lit(strange))
+        odd = odd.with_columns(value.cast(held.schema[name]).alias(name))
+    rows = pl.concat([held, odd.drop("__odd")])
+    ours = evaluate.predict(packaged, rows)
+    theirs = model.probabilities(encoder.encode(data.encoding, rows))
+    return float(np.max(np.abs(ours.astype(np.float64) - theirs)))
+
+
+def _evaluate(training: Training, data: Data, packaged: package.Package) -> Outcome:
+    labels, train_labels = data.labels("test"), data.labels("train")
+    probabilities = evaluate.predict(packaged, data.raw["test"])
+    values = {
+        part: data.raw[part][training.baseline].cast(pl.Float64).to_numpy() if training.baseline else None
+        for part in ("train", "test")
+    }
+    scores = evaluate.baseline_scores(len(labels), train_labels, values["train"], values["test"])
+    metrics = evaluate.score(labels, probabilities) | evaluate.score_baseline(labels, scores, train_labels)
+    return Outcome(metrics, probabilities, training.baseline or "constant", scores)
+
+
+def _draw(folder: Path, data: Data, outcome: Outcome) -> None:
+    from manta.training.plots import draw
+
+    draw(folder, data.labels("test"), outcome.probabilities, outcome.scores, outcome.baseline)
+
+
+def _described(training: Training, encoding: Encoding) -> dict[str, Any]:
+    return {
+        "manta.trainer": training.trainer.model_dump(),
+        "manta.service": training.features,
+        "manta.split": training.split.model_dump(mode="json"),
+        "manta.inputs": list(encoding.inputs),
+        "manta.seed": training.seed,
+    }

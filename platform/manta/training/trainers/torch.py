@@ -1,0 +1,387 @@
+"""Distributed torch through Ray Train.
+
+The model is the last checkpoint that the loop reports. A loop that looks at `ray.train.get_checkpoint()` goes
+on from there when an attempt was killed; one that does not starts again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from manta.definitions import load_function
+from manta.errors import MantaError, TrainingInvalid, Unavailable
+from manta.training.encoder import Arrays
+from manta.training.loop import Dealt, Reports, run_loop
+from manta.training.trainers import Job, Part
+
+if TYPE_CHECKING:
+    import onnx
+    import ray.data
+    import torch
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_FILE = "model.pt"
+REPORTS = "reports.jsonl"
+BLOCK_ROWS = 16_384
+TRIES = 3  # of one attempt, when worker processes die; a loop that raises is not tried again
+START_SECONDS = "90"  # for all workers to be placed, twice
+
+# Ray Train's own settings; what the environment already says stands.
+RAY_TRAIN = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": START_SECONDS,
+    # How often reports are looked at: the loop waits for it, and the default of 2 s can outlast an epoch.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+
+
+def check(job: Job) -> None:
+    """Build the module, run it on two rows, and see that the cluster can hold the workers.
+
+    Raises:
+        TrainingInvalid: one of them does not work.
+    """
+    _checkable(job)
+    _resources(job)
+
+
+def fit(job: Job) -> TorchModel:
+    """Raises:
+    TrainingInvalid: the loop raised, or reported no checkpoint of ``module(shape)``.
+    Unavailable: the cluster had no room for the workers, or they kept dying.
+    """
+    finished = job.folder / job.run_key / "finished.json"
+    if not finished.exists():
+        checkpoint = _run(job)
+        finished.with_suffix(".part").write_text(json.dumps({"checkpoint": checkpoint.name}))
+        finished.with_suffix(".part").rename(finished)
+    checkpoint = finished.parent / json.loads(finished.read_text())["checkpoint"]
+    return _load(job, checkpoint)
+
+
+def _run(job: Job) -> Path:
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    for name, value in RAY_TRAIN.items():
+        os.environ.setdefault(name, value)
+    if len(ray.nodes()) == 1:
+        # It watches for nodes that are about to go: a process that a single machine can spare.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    training = job.training
+    folder = job.folder / job.run_key
+    folder.mkdir(parents=True, exist_ok=True)
+    resources = _resources(job)
+    reports = folder / REPORTS
+    trainer = TorchTrainer(
+        run_loop,
+        train_loop_config={
+            "fn": training.fn,
+            "root": str(job.root),
+            "seed": training.seed,
+            "given": {"params": dict(job.params), "shape": job.shape},
+        },
+        datasets={
+            "train": _dataset(job.train, training.trainer.workers, np.random.default_rng(training.seed)),
+            "validation": _dataset(job.validation, training.trainer.workers, None),
+        },
+        dataset_config=Dealt(),
+        scaling_config=ScalingConfig(
+            num_workers=training.trainer.workers, use_gpu="GPU" in resources, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=job.run_key,
+            storage_path=str(job.folder),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),  # type: ignore[call-arg]
+            callbacks=[Reports(reports)],  # type: ignore[list-item]
+        ),
+    )
+    for tries_left in reversed(range(TRIES)):
+        try:
+            with _followed(job, reports):
+                result = trainer.fit()
+        except TrainingFailedError as error:
+            died = _died(error)
+            if not (died and tries_left):
+                raise _named(error, job, resources) from error
+            log.warning("workers %s died; going on from the last checkpoint", died)
+            continue
+        if result.checkpoint is None:
+            raise TrainingInvalid(
+                f"{training.fn} reported no checkpoint",
+                hint="ray.train.report(metrics, checkpoint=…) with a folder that holds model.pt",
+            )
+        return Path(result.checkpoint.path)
+    raise AssertionError("the last try returns or raises")
+
+
+@contextmanager
+def _followed(job: Job, reports: Path) -> Iterator[None]:
+    """Meanwhile, tell how far the loop is (it cannot be known of one without a parameter ``epochs``), and
+    load what comes after it: processes are started one after the other, and leave cores idle."""
+    epochs = job.params.get("epochs")
+    done = threading.Event()
+
+    def follow() -> None:
+        _load_exporter()
+        job.meanwhile()
+        while isinstance(epochs, int) and epochs > 0 and not done.wait(0.5):
+            job.stage.reached(min(len(_read(reports)) / epochs, 1.0))
+
+    thread = threading.Thread(target=follow, name="meanwhile", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+    thread.join()
+
+
+def _load_exporter() -> None:
+    importlib.import_module("torch.onnx")
+    importlib.import_module("onnxscript")
+    importlib.import_module("torch._dynamo")
+
+
+def _read(reports: Path) -> list[dict[str, Any]]:
+    lines = reports.read_text().splitlines(keepends=True) if reports.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _dataset(part: Part, workers: int, shuffle: np.random.Generator | None) -> ray.data.Dataset:
+    """The rows as blocks, worker by worker; each gets the same number (at most workers - 1 are left out)."""
+    import pyarrow as pa
+    import ray.data
+    from ray.data.extensions import ArrowTensorArray
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = len(part.labels) // workers
+    if not rows:
+        raise TrainingInvalid(
+            f"{len(part.labels)} rows cannot be shared by {workers} workers",
+            hint="fewer workers, or more examples",
+        )
+    order = np.arange(len(part.labels)) if shuffle is None else shuffle.permutation(len(part.labels))
+    blocks = []
+    for share in order[: rows * workers].reshape(rows, workers).T:
+        for taken in np.array_split(share, -(-rows // BLOCK_ROWS)):
+            arrays = part.arrays.take(taken)
+            columns = {
+                "categories": ArrowTensorArray.from_numpy(arrays.categories),
+                "numbers": ArrowTensorArray.from_numpy(arrays.numbers),
+                "label": pa.array(part.labels[taken]),
+            }
+            blocks.append(pa.table(columns))
+    # Not `from_arrow`, which starts a task for every block.
+    dataset: ray.data.Dataset = ray.data.from_blocks(blocks)
+    return dataset
+
+
+def _resources(job: Job) -> dict[str, float]:
+    """What each worker holds.
+
+    Raises:
+        TrainingInvalid: the cluster could not hold all of them even if it did nothing else.
+    """
+    import ray
+
+    wanted = job.training.trainer
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+    def fits(each: dict[str, float]) -> bool:
+        return wanted.workers <= sum(
+            int(min(node.get(name, 0) / amount for name, amount in each.items())) for node in nodes
+        )
+
+    on_cpu = {"CPU": wanted.cpus_per_worker}
+    on_gpu = on_cpu | {"GPU": 1.0}
+    if wanted.use_gpu is None:
+        resources = on_gpu if fits(on_gpu) else on_cpu
+    else:
+        resources = on_gpu if wanted.use_gpu else on_cpu
+    if not fits(resources):
+        has = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in resources)
+        raise TrainingInvalid(
+            f"{wanted.workers} workers with {_spelled(resources)} each can never run here: "
+            f"{len(nodes)} nodes have {has} in all",
+            hint="Torch(workers=…, cpus_per_worker=…, use_gpu=…) that fit, or a larger cluster",
+        )
+    return resources
+
+
+def _spelled(resources: dict[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def _died(error: Exception) -> list[int]:
+    """The ranks whose process is gone; the others then fail too, for they lost their peer."""
+    from ray.exceptions import RayActorError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    return [
+        rank
+        for rank, one in failures.items()
+        if isinstance(one, WorkerHealthCheckFailedError | RayActorError)
+    ]
+
+
+def _named(error: Exception, job: Job, resources: dict[str, float]) -> MantaError:
+    """An error of Ray Train as one of manta's."""
+    import ray
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        free = {name: amount for name, amount in ray.available_resources().items() if name in resources}
+        return Unavailable(
+            f"no room for {job.training.trainer.workers} workers with {_spelled(resources)} each: of the "
+            f"cluster only {_spelled(free) or 'nothing'} is free",
+            hint="endpoints and other runs hold the rest: stop one (`manta stop ID`), or train with less",
+        )
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    died = _died(error)
+    if died:
+        return Unavailable(
+            f"workers {died} died {TRIES} times: {failures[died[0]]}",
+            hint="out of memory? fewer workers, or smaller batches",
+        )
+    if failures:
+        rank, first = min(failures.items())
+        return TrainingInvalid(
+            f"{job.training.fn} failed on worker {rank}: {type(first).__name__}: {first}",
+            hint="the run's log has the traceback",
+        )
+    return Unavailable(f"Ray Train failed: {error}", hint="the run's log has the traceback")
+
+
+@dataclass
+class TorchModel:
+    """A trained module, on the CPU and in evaluation mode."""
+
+    module: torch.nn.Module
+    shape: dict[str, Any]
+    state: bytes
+    reports: list[dict[str, Any]]
+
+    def probabilities(self, arrays: Arrays) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            logits = self.module(torch.from_numpy(arrays.categories), torch.from_numpy(arrays.numbers))
+        answered: np.ndarray = torch.sigmoid(logits).numpy()
+        return answered
+
+    def graph(self) -> onnx.ModelProto:
+        return _export(self.module, self.shape)
+
+    def files(self) -> dict[str, bytes]:
+        return {CHECKPOINT_FILE: self.state}
+
+
+def _module(job: Job) -> torch.nn.Module:
+    import torch
+
+    torch.manual_seed(job.training.seed)
+    try:
+        module = load_function(job.training.module)(job.shape)
+    except Exception as error:
+        raise TrainingInvalid(
+            f"{job.training.module} cannot be built with shape {job.shape}: {type(error).__name__}: {error}",
+            hint="module(shape) gets what manta.Training says",
+        ) from error
+    if not isinstance(module, torch.nn.Module):
+        raise TrainingInvalid(f"{job.training.module} made a {type(module).__name__}, not a torch.nn.Module")
+    return module.eval()
+
+
+def _checkable(job: Job) -> None:
+    import torch
+
+    few = job.train.arrays.take(np.arange(min(2, len(job.train.labels))))
+    module = _module(job)
+    try:
+        with torch.inference_mode():
+            logits = module(torch.from_numpy(few.categories), torch.from_numpy(few.numbers))
+    except Exception as error:
+        raise TrainingInvalid(
+            f"{job.training.module} fails on rows of shape {job.shape}: {type(error).__name__}: {error}",
+            hint="forward(categories int64 [n, C], numbers float32 [n, 2·D]) returns logits [n]",
+        ) from error
+    if tuple(logits.shape) != (len(few.categories),):
+        raise TrainingInvalid(
+            f"{job.training.module} returns shape {list(logits.shape)} for {len(few.categories)} rows",
+            hint="forward(categories, numbers) returns logits, one per row: squeeze(-1)",
+        )
+
+
+def _load(job: Job, checkpoint: Path) -> TorchModel:
+    import torch
+    from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+    path = checkpoint / CHECKPOINT_FILE
+    if not path.exists():
+        held = ", ".join(sorted(one.name for one in checkpoint.iterdir())) or "nothing"
+        raise TrainingInvalid(
+            f"the last checkpoint of {job.training.fn} holds {held}, but no {CHECKPOINT_FILE}",
+            hint=f'torch.save(module.state_dict(), folder / "{CHECKPOINT_FILE}") before reporting it',
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    consume_prefix_in_state_dict_if_present(state, "module.")  # saved from the distributed wrapper
+    module = _module(job)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise TrainingInvalid(
+            f"{CHECKPOINT_FILE} is not the state of {job.training.module}(shape): {error}",
+            hint="the loop must train the same module, built with config['shape']",
+        ) from error
+    return TorchModel(module, job.shape, path.read_bytes(), _read(checkpoint.parent / REPORTS))
+
+
+def _export(module: torch.nn.Module, shape: dict[str, Any]) -> onnx.ModelProto:
+    import torch
+
+    from manta.models.graph import OPSET
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it regrets that torchvision is not installed
+    rows = torch.export.Dim("n")
+    given = (
+        torch.zeros((3, len(shape["categories"])), dtype=torch.int64),
+        torch.zeros((3, shape["numbers"]), dtype=torch.float32),
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about PyTorch's own code, and that two axes share a name
+            program = torch.onnx.export(
+                module.eval(),
+                given,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=["categories", "numbers"],
+                output_names=["logits"],
+                dynamic_shapes=({0: rows}, {0: rows}),
+            )
+    except Exception as error:  # the exporter's own errors share no base below Exception
+        raise TrainingInvalid(
+            f"the module cannot be written as ONNX: {error}",
+            hint="no branches on values in forward, and no fixed number of rows",
+        ) from error
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    return proto

@@ -1,0 +1,103 @@
+"""The torch trainer on a real cluster: resumes, ends clearly, and does not wait for what cannot come."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from manta.definitions import Examples, TimeSplit, Torch, Training
+from manta.errors import TrainingInvalid, Unavailable
+from manta.training import encoder
+from manta.training.progress import Stage
+from manta.training.trainers import Job, Part, trainer
+from tests.integration.training.conftest import Bench
+
+pytestmark = pytest.mark.ray
+
+
+def job(bench: Bench, definition: dict[str, Any] | None = None, **params: Any) -> Job:
+    random = np.random.default_rng(5)
+    count = 2_003
+    rows = pl.DataFrame(
+        {"carrier": random.choice(["UA", "AA", "DL"], count), "wind": random.normal(5, 2, count)}
+    )
+    labels = ((rows["wind"].to_numpy() > 5) ^ (rows["carrier"] == "AA").to_numpy()).astype(np.float32)
+    encoding = encoder.fit(rows)
+    part = Part(encoder.encode(encoding, rows), labels)
+    training = Training(
+        model="delay",
+        examples=Examples(dataset="flights", label="late", time="at"),
+        features="delay_v1",
+        split=TimeSplit(test_from=datetime(2013, 11, 1)),
+        **{"fn": "training_loops:train", "module": "training_loops:Net", "trainer": Torch(workers=2)}
+        | (definition or {}),
+    )
+    return Job(
+        run_key="test-1",
+        folder=bench.settings.home / "training",
+        root=Path(__file__).parent,
+        training=training,
+        params={"epochs": 3} | params,
+        shape=encoding.shape,
+        train=part,
+        validation=part,
+        stage=Stage(bench.begin(training), 2, 7),
+    )
+
+
+def test_a_loop_that_raises_is_the_users_error(ray_cluster: None, bench: Bench) -> None:
+    with pytest.raises(TrainingInvalid, match=r"ValueError: the loss is not what it was"):
+        trainer("torch").fit(job(bench, {"trainer": Torch(workers=1)}, **{"raise": True}))
+
+
+def test_workers_that_can_never_fit_are_refused_at_once(ray_cluster: None, bench: Bench) -> None:
+    with pytest.raises(TrainingInvalid, match="99 workers with 1 CPU each can never run") as error:
+        trainer("torch").check(job(bench, {"trainer": Torch(workers=99)}))
+    assert error.value.hint
+    with pytest.raises(TrainingInvalid, match="1 GPU"):
+        trainer("torch").check(job(bench, {"trainer": Torch(workers=1, use_gpu=True)}))
+
+
+def test_no_room_now_is_said_in_time(
+    ray_cluster: None, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+
+    @ray.remote(num_cpus=4)
+    class Greedy:
+        def here(self) -> None: ...
+
+    greedy = Greedy.remote()
+    ray.get(greedy.here.remote())
+    try:
+        with pytest.raises(Unavailable, match="no room for 2 workers with 1 CPU each"):
+            trainer("torch").fit(job(bench))
+    finally:
+        ray.kill(greedy)
+
+
+@pytest.mark.parametrize(
+    ("definition", "match"),
+    [
+        ({"module": "training_loops:Wide"}, "squeeze"),
+        ({"module": "training_loops:train"}, "cannot be built"),
+    ],
+)
+def test_a_module_that_cannot_work_is_refused_before_training(
+    ray_cluster: None, bench: Bench, definition: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(TrainingInvalid) as error:
+        trainer("torch").check(job(bench, definition))
+    assert match in error.value.message + error.value.hint
+
+
+def test_an_unknown_trainer() -> None:
+    with pytest.raises(TrainingInvalid, match="no trainer 'abacus'"):
+        trainer("abacus")
