@@ -1,0 +1,262 @@
+"""The as-of join, in Polars: each entity row gets the values that were valid at its own time.
+
+For one entity row and one view, of the view's rows
+  - with the same join keys (a null key equals nothing),
+  - with an event time ≤ the row's time, and ≥ it minus the TTL when there is one,
+  - and, with ``hide_late``, with a created time ≤ the row's time (a null one is never known),
+the one with the greatest (event time, created time with null first, position in the dataset) is taken.
+No such row: every feature of the view is null. Every entity row is kept, once, in its place.
+
+Times are compared as microseconds since 1970 UTC; a naive time is UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from manta.errors import DefinitionInvalid, InvalidInput
+from manta.features.wire import item_type
+
+ALWAYS = 0  # the event time of a row that is known from always: 1970
+TS, CREATED = "__ts", "__created"
+_Bounds = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one view brings to the join.
+
+    ``frame`` has the columns named here and may have others. ``keys`` maps each join column of the entity
+    rows to (column of the frame, type); ``features`` maps each column of the result to the same.
+    ``label`` names the view in errors.
+    """
+
+    label: str
+    frame: pl.LazyFrame
+    keys: Mapping[str, tuple[str, str]]
+    time: str | None
+    created: str | None
+    ttl_seconds: float
+    features: Mapping[str, tuple[str, str]]
+
+
+def join(
+    entity: pl.DataFrame, time: str, sides: Sequence[Side], *, hide_late: bool = False
+) -> list[pl.DataFrame]:
+    """The features of each side, one row per entity row, in the entity rows' order.
+
+    Raises:
+        InvalidInput: the entity rows lack a column, or hold one of another type.
+        DefinitionInvalid: a frame does.
+    """
+    wanted = [time, *(column for side in sides for column in side.keys)]
+    missing = sorted(set(wanted) - set(entity.columns))
+    if missing:
+        raise InvalidInput(
+            f"the entity rows have no column {', '.join(missing)}",
+            hint=f"they have: {', '.join(entity.columns)}",
+        )
+    at = entity.select(at=_instants(entity.schema[time], time, "the entity rows"))["at"]
+    order = at.arg_sort(nulls_last=False)
+    # A row without a time is before everything, and so matches nothing.
+    when = at.gather(order).fill_null(-(2**62))
+    bounds: _Bounds = (at.min(), at.max())  # type: ignore[assignment]
+    return [_match(entity, side, order, when, bounds, hide_late) for side in sides]
+
+
+def newest(side: Side, until: int | None = None) -> pl.DataFrame:
+    """The newest row of each key, the one that :func:`join` would take: columns `__key_0` … (none of them
+    null), :data:`TS` and :data:`CREATED` (microseconds), and the features. Rows later than ``until`` are left
+    out."""
+    ranked = _ranked(side, pl.lit(True) if until is None else pl.col(TS) <= until)
+    keys = key_names(side)
+    return ranked.unique(subset=keys, keep="last", maintain_order=True) if keys else ranked.tail(1)
+
+
+def key_names(side: Side) -> list[str]:
+    return [f"__key_{i}" for i in range(len(side.keys))]
+
+
+def dtype(kind: str) -> pl.DataType:
+    """The Polars type that holds a type of `wire.py`."""
+    item = item_type(kind)
+    return _POLARS[kind] if item is None else pl.List(_POLARS[item])
+
+
+def cast(name: str, held: pl.DataType, kind: str, *, whole_seconds: bool = True) -> pl.Expr | None:
+    """How a column is read as a type of `wire.py`; None when it cannot be without losing something.
+
+    NaN becomes null, as Feast keeps no NaN; instants become whole seconds, as Feast keeps them.
+    """
+    column = pl.col(name)
+    if held == pl.Null:
+        return column.cast(dtype(kind))
+    item = item_type(kind)
+    if item is not None:
+        inner = held.inner if isinstance(held, pl.List | pl.Array) else None
+        fits = inner is not None and cast("", _type(inner), item) is not None
+        return column.cast(dtype(kind)) if fits else None
+    if not _FITS[kind](held):
+        return None
+    if kind == "timestamp":
+        instant = utc(name, held)
+        return instant.dt.truncate("1s") if whole_seconds else instant
+    column = column.cast(dtype(kind))
+    return column.fill_nan(None) if kind.startswith("float") else column
+
+
+def utc(name: str, held: pl.DataType) -> pl.Expr:
+    """A time column as microseconds in UTC; a naive one is UTC already."""
+    zone = held.time_zone if isinstance(held, pl.Datetime) else None
+    if zone is None:
+        return pl.col(name).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    return pl.col(name).cast(pl.Datetime("us", zone)).dt.convert_time_zone("UTC")
+
+
+def require_columns(has: Sequence[str], wanted: Sequence[str], label: str) -> None:
+    """Raises:
+    DefinitionInvalid: something that the features read is not there.
+    """
+    missing = sorted(set(wanted) - set(has))
+    if missing:
+        raise DefinitionInvalid(
+            f"{label} has no column {', '.join(missing)}, which the features read",
+            hint=f"it has: {', '.join(has)}",
+        )
+
+
+_POLARS: dict[str, pl.DataType] = {
+    "string": pl.String(),
+    "bytes": pl.Binary(),
+    "bool": pl.Boolean(),
+    "int32": pl.Int32(),
+    "int64": pl.Int64(),
+    "float32": pl.Float32(),
+    "float64": pl.Float64(),
+    "timestamp": pl.Datetime("us", "UTC"),
+}
+_FITS: dict[str, Callable[[pl.DataType], bool]] = {
+    "string": lambda held: isinstance(held, pl.String | pl.Categorical | pl.Enum),
+    "bytes": lambda held: held == pl.Binary,
+    "bool": lambda held: held == pl.Boolean,
+    "int32": lambda held: held.is_integer(),
+    "int64": lambda held: held.is_integer(),
+    "float32": lambda held: held.is_numeric(),
+    "float64": lambda held: held.is_numeric(),
+    "timestamp": lambda held: isinstance(held, pl.Date | pl.Datetime),
+}
+
+
+# --- inside -------------------------------------------------------------------------------------------------
+
+
+def _match(
+    entity: pl.DataFrame, side: Side, order: pl.Series, when: pl.Series, bounds: _Bounds, hide_late: bool
+) -> pl.DataFrame:
+    keys, hides = key_names(side), hide_late and side.created is not None
+    ranked = _ranked(side, _inside(bounds, side.ttl_seconds), known_only=hides)
+    left = when.to_frame("when")
+    if keys:
+        left = left.hstack(entity.select(_entity_keys(entity, side))[order])
+    right = ranked.select(*keys, when=TS, rank=pl.int_range(pl.len(), dtype=pl.UInt32))
+    if hides:
+        # Known from max(event, created) on; of all that is known then, the greatest rank is wanted.
+        known = ranked.select(when=pl.max_horizontal(TS, CREATED))["when"]
+        right = right.with_columns(known).sort("when", maintain_order=True)
+        best = pl.col("rank").cum_max()
+        right = right.with_columns(best.over(keys) if keys else best)
+    # Of rows that share a time, `backward` takes the last.
+    matched = left.join_asof(
+        right.set_sorted("when"), on="when", by=keys or None, strategy="backward", check_sortedness=False
+    )
+    rank = matched["rank"]
+    if side.ttl_seconds:
+        age = when - ranked[TS].gather(rank)
+        rank = pl.select(pl.when(age < _micros(side.ttl_seconds)).then(rank)).to_series()
+    rank = pl.DataFrame({"row": order, "rank": rank}).sort("row")["rank"]
+    return ranked.select(pl.col(name).gather(rank) for name in side.features)
+
+
+def _inside(bounds: _Bounds, ttl_seconds: float) -> pl.Expr:
+    """What of a view can matter for entity rows between those times."""
+    first, last = bounds
+    if first is None or last is None:
+        return pl.lit(False)
+    inside = pl.col(TS) <= last
+    return inside & (pl.col(TS) >= first - _micros(ttl_seconds)) if ttl_seconds else inside
+
+
+def _ranked(side: Side, inside: pl.Expr, known_only: bool = False) -> pl.DataFrame:
+    """The view's rows, worst candidate first: `__key_0` …, event and created time, the features as typed."""
+    held = side.frame.collect_schema()
+    wanted = [column for column, _ in (*side.keys.values(), *side.features.values())]
+    require_columns(held.names(), [*wanted, *filter(None, (side.time, side.created))], side.label)
+    columns = [
+        _typed(held, column, kind, side.label).alias(name)
+        for name, (column, kind) in zip(key_names(side), side.keys.values(), strict=True)
+    ]
+    for name, column in ((TS, side.time), (CREATED, side.created)):
+        nothing = pl.lit(ALWAYS if name == TS else None, dtype=pl.Int64)
+        columns.append((_instants(held[column], column, side.label) if column else nothing).alias(name))
+    columns += [
+        _typed(held, column, kind, side.label).alias(name) for name, (column, kind) in side.features.items()
+    ]
+    there = [*key_names(side), TS, *([CREATED] if known_only else [])]
+    by = [TS, CREATED] if side.created else [TS]
+    try:
+        return (
+            side.frame.select(columns)
+            .filter(inside, *(pl.col(name).is_not_null() for name in there))
+            .sort(by, nulls_last=False, maintain_order=True)
+            .collect()
+        )
+    except pl.exceptions.InvalidOperationError as error:
+        raise DefinitionInvalid(f"{side.label}: a value does not fit its declared type: {error}") from error
+
+
+def _typed(held: pl.Schema, column: str, kind: str, label: str) -> pl.Expr:
+    expression = cast(column, _type(held[column]), kind)
+    if expression is None:
+        raise DefinitionInvalid(
+            f"{label} holds {column!r} as {held[column]}, and the features declare it as {kind}",
+            hint=f"declare the Field {column!r} as what the dataset holds, or change what makes the dataset",
+        )
+    return expression
+
+
+def _entity_keys(entity: pl.DataFrame, side: Side) -> list[pl.Expr]:
+    found = []
+    for name, (column, (_, kind)) in zip(key_names(side), side.keys.items(), strict=True):
+        held = entity.schema[column]
+        expression = cast(column, held, kind)
+        if expression is None and held.is_float() and kind.startswith("int"):
+            # pandas keeps integers with gaps as floats; that is no reason to refuse them.
+            values = entity[column].fill_nan(None)
+            if (values.drop_nulls() % 1 == 0).all():
+                expression = pl.lit(values.cast(dtype(kind)))
+        if expression is None:
+            raise InvalidInput(
+                f"the entity rows hold the join key {column!r} as {held}; {side.label} has it as {kind}",
+                hint=f"cast {column!r} to {kind}",
+            )
+        found.append(expression.alias(name))
+    return found
+
+
+def _instants(held: pl.DataType, column: str, label: str) -> pl.Expr:
+    if not isinstance(held, pl.Date | pl.Datetime | pl.Null):
+        raise InvalidInput(
+            f"{label}: {column!r} is {held}, not a time", hint="make it a timestamp; naive times are UTC"
+        )
+    return utc(column, held).to_physical()
+
+
+def _micros(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+def _type(held: object) -> pl.DataType:
+    return held() if isinstance(held, type) else held  # type: ignore[return-value]

@@ -1,0 +1,245 @@
+"""Compile what the Feast registry holds of a feature service into a manifest (see `compiled.py`)."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from feast import FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
+from feast.errors import FeastObjectNotFoundException
+from feast.feature_view import DUMMY_ENTITY_ID
+from feast.feature_view_projection import FeatureViewProjection
+from feast.infra.online_stores.helpers import compute_table_id
+from feast.value_type import ValueType
+
+from manta.errors import DefinitionInvalid, NotFound
+from manta.features.compiled import FORMAT, Feature, Key, OnDemand, View
+from manta.features.source import DatasetSource
+from manta.features.wire import KEY_TYPES
+
+_SCALARS = {
+    ValueType.BYTES: "bytes",
+    ValueType.STRING: "string",
+    ValueType.INT32: "int32",
+    ValueType.INT64: "int64",
+    ValueType.DOUBLE: "float64",
+    ValueType.FLOAT: "float32",
+    ValueType.BOOL: "bool",
+    ValueType.UNIX_TIMESTAMP: "timestamp",
+}
+TYPES = _SCALARS | {ValueType[f"{kind.name}_LIST"]: f"list[{name}]" for kind, name in _SCALARS.items()}
+
+Functions = Mapping[str, tuple[str, str]]
+"""On-demand view → `module:qualname` of its function, and the hash of the code that it runs."""
+
+
+def compile_service(store: FeatureStore, name: str, functions: Functions) -> dict[str, Any]:
+    """The manifest of the service ``name`` as it is registered.
+
+    Raises:
+        NotFound: there is no such service.
+        DefinitionInvalid: it uses what manta cannot serve; the message says what, and why.
+    """
+    service = registered(store, name)
+    projections = {p.name_to_use(): p for p in service.feature_view_projections}
+    views: dict[str, tuple[FeatureView, dict[str, str]]] = {}
+    on_demand: list[OnDemand] = []
+    for label, projection in projections.items():
+        view = store.registry.get_any_feature_view(projection.name, store.project)
+        if isinstance(view, OnDemandFeatureView):
+            on_demand.append(on_demand_of(view, projection, *functions[view.name]))
+            for source in view.source_feature_view_projections.values():
+                origin = store.registry.get_any_feature_view(source.name, store.project)
+                _use(views, source.name_to_use(), origin, source)
+        else:
+            _use(views, label, view, projection)
+    compiled = [_view_of(store, label, view, features) for label, (view, features) in views.items()]
+    body = {
+        "name": name,
+        "project": store.project,
+        "store": _store_of(store),
+        "views": [asdict(view) for view in compiled],
+        "on_demand": [asdict(view) for view in on_demand],
+        "features": [[label, f.name] for label, p in projections.items() for f in p.features],
+    }
+    _check_names(name, [feature for _, feature in body["features"]], compiled, on_demand)
+    return {"format": FORMAT, "service": body}
+
+
+def registered(store: FeatureStore, name: str) -> FeatureService:
+    """Raises:
+    NotFound: the registry has no such feature service.
+    """
+    try:
+        return store.registry.get_feature_service(name, store.project)
+    except FeastObjectNotFoundException:
+        known = ", ".join(s.name for s in store.registry.list_feature_services(store.project))
+        raise NotFound(
+            f"there is no feature service {name!r} in the registry of project {store.project!r}",
+            hint=f"there is: {known}" if known else "`manta run features` registers those of the project",
+        ) from None
+
+
+def view_of(label: str, view: FeatureView, features: Mapping[str, str], table: str) -> View:
+    """A view with those of its features (name → type), under the name ``label``.
+
+    Raises:
+        DefinitionInvalid: its source is no dataset, or a key has a type that Feast does not keep keys of.
+    """
+    source = view.batch_source
+    if not isinstance(source, DatasetSource):
+        raise DefinitionInvalid(
+            f"feature view {view.name!r} reads a {type(source).__name__}, and manta reads datasets",
+            hint="give it source=DatasetSource(name=…, dataset=…, timestamp_field=…)",
+        )
+    ttl = view.ttl.total_seconds() if view.ttl else 0.0
+    if ttl and source.time is None:
+        raise DefinitionInvalid(
+            f"feature view {view.name!r} has a TTL, and its source {source.name!r} has no time",
+            hint="leave the ttl out, or name a timestamp_field",
+        )
+    keys = []
+    for column in view.entity_columns:
+        if column.name == DUMMY_ENTITY_ID:
+            continue
+        kind = type_name(f"join key {column.name!r} of feature view {view.name!r}", column.dtype)
+        if kind not in KEY_TYPES:
+            raise DefinitionInvalid(
+                f"join key {column.name!r} of feature view {view.name!r} is {column.dtype}",
+                hint="Feast keeps keys of String, Int32, Int64, Bytes and UnixTimestamp",
+            )
+        mapped = view.projection.join_key_map.get(column.name, column.name)
+        keys.append(Key(column=mapped, join_key=column.name, type=kind))
+    return View(
+        name=label,
+        table=table,
+        dataset=source.dataset,
+        time=source.time,
+        created=source.created,
+        ttl_seconds=ttl,
+        keys=tuple(keys),
+        features=tuple(Feature(name, kind, source.column(name)) for name, kind in features.items()),
+        pushed=view.stream_source is not None,
+    )
+
+
+def on_demand_of(
+    view: OnDemandFeatureView, projection: FeatureViewProjection, function: str, code: str
+) -> OnDemand:
+    """Raises:
+    DefinitionInvalid: it is not in Python mode.
+    """
+    if view.mode != "python" or view.aggregations or view.write_to_online_store:
+        raise DefinitionInvalid(
+            f"on-demand view {view.name!r} is in mode {view.mode!r}, aggregates, or is written online",
+            hint='manta computes on-demand views in mode="python", when they are asked for',
+        )
+    where = f"on-demand view {view.name!r}"
+    return OnDemand(
+        name=projection.name_to_use(),
+        function=function,
+        code=code,
+        singleton=bool(view.singleton),
+        inputs=tuple(
+            (source.name_to_use(), feature.name)
+            for source in view.source_feature_view_projections.values()
+            for feature in source.features
+        ),
+        request={
+            field.name: type_name(f"field {field.name!r} of {where}", field.dtype)
+            for source in view.source_request_sources.values()
+            for field in source.schema
+        },
+        features={f.name: type_name(f"feature {f.name!r} of {where}", f.dtype) for f in projection.features},
+    )
+
+
+def type_name(what: str, dtype: Any) -> str:
+    """Raises:
+    DefinitionInvalid: manta reads no such type.
+    """
+    kind = TYPES.get(dtype.to_value_type())
+    if kind is None:
+        names = ", ".join(sorted(_SCALARS.values()))
+        raise DefinitionInvalid(f"{what} is {dtype}", hint=f"manta reads {names}, and lists of them")
+    return kind
+
+
+@dataclass(frozen=True)
+class Code:
+    """A hash of the project's files that a function runs, and whether one of them imports Feast."""
+
+    digest: str
+    imports_feast: bool
+
+
+def code_of(module: Path, root: Path) -> Code:
+    """The module in that file and, transitively, what it imports from the project in ``root``."""
+    files: dict[str, str] = {}
+    imports_feast = False
+    todo = [module.resolve()]
+    while todo:
+        path = todo.pop()
+        if not path.is_relative_to(root) or str(path.relative_to(root)) in files:
+            continue
+        text = path.read_bytes()
+        files[str(path.relative_to(root))] = hashlib.sha256(text).hexdigest()
+        for node in ast.walk(ast.parse(text)):
+            for name in _imports(node, path.relative_to(root).parts):
+                imports_feast |= name.split(".")[0] == "feast"
+                stem = root.joinpath(*name.split("."))
+                todo += [p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()]
+    return Code(hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16], imports_feast)
+
+
+def _imports(node: ast.AST, of: tuple[str, ...]) -> list[str]:
+    """The modules that a statement of the file ``of`` may import."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        up = of[: -node.level] if node.level else ()
+        module = ".".join([*up, *([node.module] if node.module else [])])
+        return [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    return []
+
+
+def _use(
+    views: dict[str, tuple[FeatureView, dict[str, str]]],
+    label: str,
+    view: Any,
+    projection: FeatureViewProjection,
+) -> None:
+    """Take a view up, or widen what is taken of it already: a service and its on-demand views share views."""
+    where = f"of feature view {view.name!r}"
+    held = views.setdefault(label, (view.with_projection(projection), {}))[1]
+    for feature in projection.features:
+        held[feature.name] = type_name(f"feature {feature.name!r} {where}", feature.dtype)
+
+
+def _view_of(store: FeatureStore, label: str, view: FeatureView, features: Mapping[str, str]) -> View:
+    versions = store.config.registry.enable_online_feature_view_versioning
+    return view_of(label, view, features, compute_table_id(store.project, view, versions))
+
+
+def _store_of(store: FeatureStore) -> dict[str, Any]:
+    path = Path(store.config.online_store.path)
+    if not path.is_absolute() and store.config.repo_path:
+        path = store.config.repo_path / path
+    return {"kind": "sqlite", "path": str(path.absolute())}
+
+
+def _check_names(service: str, features: list[str], views: list[View], on_demand: list[OnDemand]) -> None:
+    """A name must mean one thing to whoever asks the service."""
+    fields = {name for view in on_demand for name in view.request}
+    asked = fields | {key.column for view in views for key in view.keys}
+    twice = {name for name in features if features.count(name) > 1} | (set(features) & asked)
+    if twice:
+        raise DefinitionInvalid(
+            f"feature service {service!r} has several features, keys or request fields named "
+            f"{', '.join(sorted(twice))}",
+            hint="rename them in the views",
+        )
