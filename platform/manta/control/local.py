@@ -59,6 +59,7 @@ class Local:
         self._home = settings.home
         self._given = parts
         self._writing = threading.Lock()
+        self._given_up = threading.Event()
 
     def up(self, report: Report) -> dict[str, str]:
         """Start what is not up. Returns when every part answers; gives their addresses, with "serve" for
@@ -137,18 +138,22 @@ class Local:
         """All at once. Returns when all answer; the first failure is raised when the others have come up or
         failed too."""
         failures: list[MantaError] = []
+        self._given_up.clear()
         with ThreadPoolExecutor(max_workers=max(1, len(own))) as threads:
             for spec in absent:
                 report(spec.name, "starting", spec.address)
             waits = {threads.submit(self._bring_up_one, spec, spec in absent): spec for spec in own}
-            for done in as_completed(waits):
-                try:
-                    how = done.result()
-                except MantaError as error:
-                    failures.append(error)
-                    report(waits[done].name, "down", "did not start")
-                else:
-                    report(waits[done].name, "up", f"{waits[done].address}{how}")
+            try:
+                for done in as_completed(waits):
+                    try:
+                        how = done.result()
+                    except MantaError as error:
+                        failures.append(error)
+                        report(waits[done].name, "down", "did not start")
+                    else:
+                        report(waits[done].name, "up", f"{waits[done].address}{how}")
+            finally:
+                self._given_up.set()  # Ctrl-C: what has been started goes on, and the next `up` finds it
         if failures:
             raise failures[0]
 
@@ -192,6 +197,8 @@ class Local:
         while started.bereaved or not spec.answers():
             if not started.alive:
                 return False
+            if self._given_up.is_set():
+                raise Unavailable("nobody waits for it any more")
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"{spec.name} has not answered at {spec.address} for {START_SECONDS:.0f} s. "

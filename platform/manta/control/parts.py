@@ -126,7 +126,7 @@ def mlflow(settings: Settings) -> Spec:
     def answers() -> bool:
         # The first question that reaches the store is what makes or checks its tables; it is asked here, by
         # one, so that no two do it at once.
-        listed = get_json(f"{url}/api/2.0/mlflow/experiments/search", {"max_results": 1}, seconds=60)
+        listed = get_json(f"{url}/api/2.0/mlflow/experiments/search", {"max_results": 1}, seconds=120)
         return listed is not None and "experiments" in listed
 
     return Spec(

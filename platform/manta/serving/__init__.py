@@ -1,0 +1,1 @@
+"""Endpoints: what answers predictions, inside Ray Serve replicas. Imports neither feast nor mlflow."""

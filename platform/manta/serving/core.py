@@ -1,0 +1,213 @@
+"""The predict path, without Ray and without HTTP: keys or rows in, predictions out.
+
+Everything that a prediction needs of a model version is one :class:`Loaded`; a replica swaps it as a whole,
+so that no answer mixes two versions.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from manta.definitions import Endpoint
+from manta.errors import ModelUnavailable, RequestInvalid
+from manta.features.compiled import Service, read_manifest, service_of
+from manta.features.online import OnlineReader
+from manta.models import package as packages
+from manta.models.package import Package
+
+Row = Mapping[str, Any]
+
+# What JSON may hold for a field of each type, and how to name it to the caller.
+ACCEPTED: dict[str, tuple[Any, str]] = {
+    "string": ((str,), "a string"),
+    "int32": ((int,), "a whole number"),
+    "int64": ((int,), "a whole number"),
+    "float32": ((int, float), "a number"),
+    "float64": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "timestamp": ((str, datetime), "a time in ISO 8601, like 2013-12-31T18:00:00Z"),
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model version, ready to answer."""
+
+    version: str
+    digest: str
+    package: Package
+    service: Service
+    reader: OnlineReader
+
+    @property
+    def asked_at(self) -> str | None:
+        """The request field that says for when a prediction is asked: the only timestamp among them, if
+        there is one only."""
+        times = [name for name, kind in self.service.request.items() if kind == "timestamp"]
+        return times[0] if len(times) == 1 else None
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What a caller by keys must give, with its type."""
+        return self.service.join_keys | self.service.request
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """A body that can be sent as it is."""
+        kept = self.package.card.get("example")
+        if isinstance(kept, dict) and set(kept) == set(self.fields):
+            return {"keys": kept}
+        made = {"string": "", "timestamp": "2026-01-01T00:00:00Z", "bool": False}
+        return {"keys": {name: made.get(kind, 0) for name, kind in self.fields.items()}}
+
+
+def load(endpoint: Endpoint, config: Mapping[str, str]) -> Loaded:
+    """Load what ``config`` names (version, location, digest, manifest) and see that it answers.
+
+    Raises:
+        ModelUnavailable: the package is not there, is not what its digest says, or takes features that the
+            endpoint's service does not give.
+        FeaturesUnavailable: the manifest or the online store is not there.
+    """
+    manifest = read_manifest(config["manifest"])
+    package = packages.load(config["location"], config["digest"])
+    service = service_of(manifest, endpoint.features)
+    foreign = sorted(set(package.inputs) - set(service.types))
+    if foreign:
+        raise ModelUnavailable(
+            f"version {config['version']} takes features that {endpoint.features} does not give: "
+            f"{', '.join(foreign)}",
+            hint="train it with the endpoint's feature service",
+        )
+    reader = OnlineReader(manifest, endpoint.features)
+    loaded = Loaded(config["version"], config["digest"], package, service, reader)
+    # Warms the session and the store's connections up, and fails here rather than at the first caller.
+    by_keys(endpoint, loaded, [loaded.example["keys"]], show_features=False)
+    return loaded
+
+
+def by_keys(
+    endpoint: Endpoint, loaded: Loaded, rows: Sequence[Row], *, show_features: bool
+) -> list[dict[str, Any]]:
+    """One prediction per row of entity keys and request fields. A feature given in a row overrides the
+    look-up; a key that the store does not know has missing features.
+
+    Raises:
+        RequestInvalid: a field is missing, unknown, or of the wrong type.
+        FeaturesUnavailable: the online store does not answer.
+    """
+    fields, types = loaded.fields, loaded.service.types
+    _check(rows, needed=fields, allowed=types)
+    columns = {
+        name: [_value(row[name], name, kind, number, rows) for number, row in enumerate(rows)]
+        for name, kind in fields.items()
+    }
+    looked = loaded.reader.read(columns, _asked_at(loaded, columns, rows))
+    values = dict(looked.values)
+    for name in {name for row in rows for name in row} - set(fields):
+        column = list(values[name])
+        for number, row in enumerate(rows):
+            if name in row:
+                column[number] = _value(row[name], name, types[name], number, rows)
+        values[name] = column
+    predictions = _predict(endpoint, loaded, values)
+    if show_features:
+        for number, prediction in enumerate(predictions):
+            prediction["features"] = {name: values[name][number] for name in types}
+            prediction["status"] = {view: status[number] for view, status in looked.status.items()}
+            prediction["fresh_as_of"] = {view: at[number] for view, at in looked.fresh_as_of.items()}
+    return predictions
+
+
+def by_rows(
+    endpoint: Endpoint, loaded: Loaded, rows: Sequence[Row], *, show_features: bool
+) -> list[dict[str, Any]]:
+    """One prediction per row of feature values; null is a missing value.
+
+    Raises:
+        RequestInvalid: a feature is missing, unknown, or of the wrong type.
+    """
+    types = loaded.service.types
+    _check(rows, needed=loaded.package.inputs, allowed=types)
+    values = {
+        name: [_value(row[name], name, types[name], number, rows) for number, row in enumerate(rows)]
+        for name in loaded.package.inputs
+    }
+    predictions = _predict(endpoint, loaded, values)
+    if show_features:
+        for number, prediction in enumerate(predictions):
+            prediction["features"] = {name: column[number] for name, column in values.items()}
+    return predictions
+
+
+def _predict(endpoint: Endpoint, loaded: Loaded, values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    probabilities = loaded.package.predict({name: values[name] for name in loaded.package.inputs})
+    return [
+        {"probability": probability, "prediction": probability >= endpoint.threshold}
+        for probability in probabilities.tolist()
+    ]
+
+
+def _asked_at(
+    loaded: Loaded, columns: Mapping[str, Sequence[Any]], rows: Sequence[Row]
+) -> Sequence[datetime]:
+    field = loaded.asked_at
+    if field is None:
+        return [datetime.now(UTC)] * len(rows)
+    for number, at in enumerate(columns[field]):
+        if at is None:
+            raise _wrong(field, number, rows, f"must be {ACCEPTED['timestamp'][1]}, not null")
+    return columns[field]
+
+
+def _check(rows: Sequence[Row], *, needed: Mapping[str, str], allowed: Mapping[str, str]) -> None:
+    known = set(needed) | set(allowed)
+    for number, row in enumerate(rows):
+        unknown = [name for name in row if name not in known]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], sorted(known), n=1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise _wrong(unknown[0], number, rows, f"is not known{meant}", needed)
+        missing = [name for name in needed if name not in row]
+        if missing:
+            raise _wrong(missing[0], number, rows, "is missing", needed)
+
+
+def _value(value: Any, name: str, kind: str, number: int, rows: Sequence[Row]) -> Any:
+    """The value as features of that type are held; None is a missing value."""
+    if value is None:
+        return None
+    types, described = ACCEPTED.get(kind, ((list,), "a list"))
+    if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
+        raise _wrong(name, number, rows, f"must be {described}, not {value!r:.80}")
+    if kind == "timestamp":
+        try:
+            at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+            return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+        except (ValueError, OverflowError):
+            raise _wrong(name, number, rows, f"must be {described}, not {value!r:.80}") from None
+    if kind in ("int32", "int64"):
+        bits = int(kind[3:]) - 1
+        if not -(2**bits) <= value < 2**bits:
+            raise _wrong(name, number, rows, f"must fit into {kind}, and {value!r:.80} does not")
+    if kind in ("float32", "float64"):
+        try:
+            return float(value)
+        except OverflowError:
+            raise _wrong(name, number, rows, f"must fit into {kind}, and {value!r:.80} does not") from None
+    return value
+
+
+def _wrong(
+    name: str, number: int, rows: Sequence[Row], what: str, needed: Mapping[str, str] | None = None
+) -> RequestInvalid:
+    where = f" of row {number}" if len(rows) > 1 else ""
+    return RequestInvalid(
+        f"{name!r:.80}{where} {what}",
+        hint=f"give {', '.join(needed)}" if needed else "",
+        fields=[name[:80]],
+    )
