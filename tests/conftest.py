@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import socket
 import sys
@@ -22,16 +24,15 @@ os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+def free_ports() -> Ports:
+    """Free ports, outside the range from which the system takes those that nobody chose."""
+    names = list(Ports.model_fields)
+    while True:
+        base = random.randint(10_000, 30_000)
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            for at in range(len(names)):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", base + at))
+            return Ports(**{name: base + at for at, name in enumerate(names)})
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +45,8 @@ def no_manta_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings of an empty project in a folder of its own, on free ports."""
-    names = list(Ports.model_fields)
-    ports = Ports(**dict(zip(names, free_ports(len(names)), strict=True)))
-    return Settings(project="test", root=tmp_path, home=tmp_path / ".manta", ports=ports)._resolved()
+    home = tmp_path / ".manta"
+    return Settings(project="test", root=tmp_path, home=home, ports=free_ports())._resolved()
 
 
 @pytest.fixture(scope="session")

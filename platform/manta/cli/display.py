@@ -91,8 +91,10 @@ def run_row(run: Run) -> list[Any]:
 
 def runs_table(runs: Iterable[Run]) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
-    for name in ("run", "job", "state", "took", "", ""):
-        table.add_column(name, no_wrap=True)
+    for name, width in (("run", 4), ("job", 16), ("state", 9), ("took", 7)):
+        table.add_column(name, no_wrap=True, min_width=width)
+    table.add_column("", no_wrap=True, overflow="ellipsis")
+    table.add_column("", no_wrap=True, overflow="ellipsis")
     for run in runs:
         table.add_row(*run_row(run))
     return table

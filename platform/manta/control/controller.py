@@ -41,6 +41,7 @@ class Controller:
         self._stop = threading.Event()
         self._asked_to_stop: dict[str, float] = {}
         self._logged: dict[str, float] = {}
+        self._watched: dict[str, Run] = {}
         self.trouble = ""
 
     def wake(self) -> None:
@@ -74,6 +75,7 @@ class Controller:
         active = self._ledger.active()
         jobs = self._engine.jobs() if any(run.submission for run in active) else {}
         active = self._ledger.active() if active else []
+        self._keep_last_logs(active)
         for run in active:
             try:
                 self._advance(run, jobs)
@@ -155,6 +157,15 @@ class Controller:
         """Keeps apart the submissions of two ledgers on one cluster."""
         return f"manta-{self._ledger.identity()}"
 
+    def _keep_last_logs(self, active: list[Run]) -> None:
+        # A worker ends its run itself: what it printed last is copied in the round that no longer sees it.
+        working = {run.submission: run for run in active if run.submission}
+        for submission in set(self._watched) - set(working):
+            self._keep_logs(self._watched.pop(submission))
+            self._logged.pop(submission, None)
+            self._asked_to_stop.pop(submission, None)
+        self._watched |= working
+
     def _keep_logs(self, run: Run) -> None:
         if not run.submission:
             return
@@ -179,11 +190,8 @@ def log_file(settings: Settings, run: Run) -> Path:
 def run_logs(settings: Settings, engine: Engine, run: Run) -> str:
     """What the run's last attempt has printed so far, from the engine or from what was kept."""
     kept = log_file(settings, run)
-    if not run.state.ended or not kept.exists():
-        try:
-            text = engine.logs(run.submission) if run.submission else ""
-        except Unavailable:
-            text = ""  # the cluster is down: what was kept is all there is
-        if text:
-            return text
-    return kept.read_text() if kept.exists() else ""
+    try:
+        text = engine.logs(run.submission) if run.submission else ""
+    except Unavailable:
+        text = ""  # the cluster is down: what was kept is all there is
+    return text or (kept.read_text() if kept.exists() else "")

@@ -33,6 +33,7 @@ class Deployer:
         self._engine = engine
         self._http = httpx.Client(base_url=settings.serve_url, timeout=5.0)
         self._sent = ""
+        self._refused: dict[str, dict[str, Any]] = {}  # application → user configuration it could not load
 
     def tick(self) -> bool:
         """One round. True while an endpoint is on its way."""
@@ -70,16 +71,22 @@ class Deployer:
         if held is None:
             raise NotFound(f"{endpoint.model} has no {endpoint.alias} yet")
         version = self._ledger.version(row.project, Ref("model", endpoint.model), held)
+        config = {
+            "version": held,
+            **{name: version.detail[name] for name in ("location", "digest", "manifest")},
+        }
+        if self._refused.get(app_name(row)) != config:
+            self._refused.pop(app_name(row), None)
+        elif row.served:
+            # Serve is told to keep what works: a replica that it starts anew must not start with what fails.
+            config = row.served
         return {
             "route": row.route,
-            "package": row.package,
+            "package": version.detail["package"],
             "replicas": endpoint.replicas,
             "cpus": endpoint.cpus_per_replica,
             "args": {"endpoint": row.definition, "project": row.project},
-            "user_config": {
-                "version": held,
-                **{name: version.detail[name] for name in ("location", "digest", "manifest")},
-            },
+            "user_config": config,
         }
 
     def _send(self, wanted: dict[str, dict[str, Any]]) -> None:
@@ -103,7 +110,10 @@ class Deployer:
             )
             if row.message != message:
                 self._ledger.put_endpoint(row.project, row.name, state="FAILED", message=message)
-            return False
+            self._refused[app_name(row)] = served
+            return True
+        if app_name(row) in self._refused:
+            return False  # back on what works; its row says what was refused, until the alias moves
         if described.get("version") == served["version"]:
             if row.state != "READY" or row.served != served:
                 self._ledger.put_endpoint(row.project, row.name, state="READY", served=served, message="")

@@ -139,6 +139,8 @@ class RayEngine:
                         {
                             "name": "endpoint",
                             "num_replicas": app["replicas"],
+                            # New replicas are up before old ones go: an update does not stall requests.
+                            "max_surge_percent": 100,
                             "ray_actor_options": {"num_cpus": app["cpus"]},
                             "user_config": app["user_config"],
                         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,9 @@ def keep(manifest: dict[str, Any], folder: Path) -> Path:
 
 def _register(store: FeatureStore, repo: Repo) -> None:
     try:
-        difference, _, infra = store.plan(repo.contents)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "On demand feature view is an experimental feature")
+            difference, _, infra = store.plan(repo.contents)
     except Exception as error:
         raise DefinitionInvalid(
             f"Feast refuses the repository: {type(error).__name__}: {error}", hint=f"correct it in {FOLDER}/"

@@ -175,7 +175,7 @@ def _match(
     rank = matched["rank"]
     if side.ttl_seconds:
         age = when - ranked[TS].gather(rank)
-        rank = pl.select(pl.when(age < _micros(side.ttl_seconds)).then(rank)).to_series()
+        rank = pl.select(pl.when(age <= _micros(side.ttl_seconds)).then(rank)).to_series()
     rank = pl.DataFrame({"row": order, "rank": rank}).sort("row")["rank"]
     return ranked.select(pl.col(name).gather(rank) for name in side.features)
 

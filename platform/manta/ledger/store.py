@@ -21,7 +21,6 @@ from manta.ledger import tables as t
 from manta.ledger.endpoints import EndpointRow
 from manta.ledger.runs import ACTIVE, EndReason, Progress, Run, State, Version, check_move
 
-
 READS = "manta_reads"  # the execution option of a transaction that will not write
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib
 import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -28,6 +28,9 @@ from manta.training.examples import PARTS, Labelled, labelled, split
 from manta.training.progress import Steps
 from manta.training.promotion import Candidate, promote
 from manta.training.trainers import Job, Model, Part, trainer
+
+if TYPE_CHECKING:
+    from manta.features.compiled import Service
 
 STEPS = ("examples", "features", "training", "packaging", "evaluation", "recording", "promotion")
 PARITY_TOLERANCE = 1e-4  # between the framework's probabilities and the package's
@@ -47,8 +50,6 @@ def execute(context: RunContext) -> None:
     registry.check()
     how = trainer(training.trainer.kind)
     steps = Steps(context, STEPS)
-    # Stores that outlive the ledger may hold the runs of another one, with the same keys.
-    key = f"{context.run_key}-{context.ledger.identity()}"
 
     with steps.step("examples"):
         examples, parts = _examples(context, training)
@@ -57,7 +58,7 @@ def execute(context: RunContext) -> None:
         data = _encoded(training, features, examples.labels, parts)
     with steps.step("training") as stage:
         job = Job(
-            run_key=key,
+            run_key=context.run_key,
             folder=context.settings.home / "training",
             root=context.root,
             training=training,
@@ -72,17 +73,17 @@ def execute(context: RunContext) -> None:
         model = how.fit(job)
     with steps.step("packaging"):
         example = _example(context, training, examples.rows[parts["test"]])
-        location, digest, parity = _package(context, training, key, data, model, example)
+        location, digest, parity = _package(context, training, data, model, example)
     with steps.step("evaluation"):
         outcome = _evaluate(training, data, package.load(location, digest, threads=2))
     with steps.step("recording"):
-        figures = job.folder / key / "figures"
+        figures = job.folder / context.run_key / "figures"
         _draw(figures, data, outcome)
         rows = {f"rows_{name}": len(held) for name, held in parts.items()} | {
             "rows_dropped": examples.dropped
         }
         mlflow_run = registry.record(
-            key,
+            context.run_key,
             context.run.job,
             params={**job.params, **_described(training, data.encoding), **rows},
             metrics=outcome.metrics | {"parity": parity},
@@ -105,6 +106,8 @@ def execute(context: RunContext) -> None:
         location=str(location),
         digest=digest,
         manifest=context.read("features", training.features).detail["manifest"],
+        # The replicas run the on-demand functions of the code that the model was trained with.
+        package=context.run.package,
         metrics=outcome.metrics,
         mlflow_run=mlflow_run,
     )
@@ -152,13 +155,10 @@ def _features(
     context: RunContext, training: Training, rows: pl.DataFrame
 ) -> tuple[pl.DataFrame, dict[str, str]]:
     """The features of every example, as of its time; and the versions that they were read from."""
-    from manta.features.compiled import read_manifest, service_of
     from manta.features.training_set import training_set
 
     name = training.features
-    registered = context.read("features", name)
-    manifest = read_manifest(registered.detail["manifest"])
-    service = service_of(manifest, name)
+    manifest, service = _service(context, training)
     datasets = {
         dataset: int(context.read("dataset", dataset).version)
         for dataset in sorted({view.dataset for view in service.views})
@@ -172,7 +172,7 @@ def _features(
     if joined.num_rows != rows.height:
         raise AssertionError(f"{rows.height} examples came back from the join as {joined.num_rows}")
     read = {f"dataset:{dataset}": str(at) for dataset, at in datasets.items()}
-    read[f"features:{name}"] = registered.version
+    read[f"features:{name}"] = context.read("features", name).version
     return pl.DataFrame(pl.from_arrow(joined.select(list(service.types)))), read
 
 
@@ -193,24 +193,26 @@ def _encoded(
 def _example(context: RunContext, training: Training, held_out: pl.DataFrame) -> dict[str, Any]:
     """The keys and request fields of the newest held-out row that has them all: what an endpoint shows its
     callers as a question. Empty when the examples do not have every field under its name."""
-    from manta.features.compiled import read_manifest, service_of
-
-    manifest = read_manifest(context.read("features", training.features).detail["manifest"])
-    service = service_of(manifest, training.features)
+    _, service = _service(context, training)
     fields = [*service.join_keys, *service.request]
     if not set(fields) <= set(held_out.columns):
         return {}
-    newest = held_out.sort(training.examples.time).select(dict.fromkeys(fields)).drop_nulls().tail(1)
+    newest = held_out.sort(training.examples.time).select(list(dict.fromkeys(fields))).drop_nulls().tail(1)
     rows = newest.to_dicts() or [{}]
-    return {
-        name: value.isoformat() if isinstance(value, datetime) else value for name, value in rows[0].items()
-    }
+    return {name: value.isoformat() if isinstance(value, date) else value for name, value in rows[0].items()}
+
+
+def _service(context: RunContext, training: Training) -> tuple[dict[str, Any], Service]:
+    """The feature service as it was compiled when this run first read it."""
+    from manta.features.compiled import read_manifest, service_of
+
+    manifest = read_manifest(context.read("features", training.features).detail["manifest"])
+    return manifest, service_of(manifest, training.features)
 
 
 def _package(
     context: RunContext,
     training: Training,
-    key: str,
     data: Data,
     model: Model,
     example: dict[str, Any],
@@ -230,7 +232,7 @@ def _package(
         "inputs": data.encoding.inputs,
         "output": {"probability": "float32"},
         "label": training.examples.label,
-        "run": key,
+        "run": context.run_key,
         "example": example,
     }
     difference = _parity(package.Package(card, graph, "", threads=2), data, model)

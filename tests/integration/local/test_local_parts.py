@@ -23,7 +23,8 @@ from manta.control.parts import PYTHON, ray_folder
 from manta.control.parts import server as manta_server
 from manta.errors import Conflict, PortInUse, SettingsInvalid, Unavailable
 from manta.settings import Ports, Settings
-from tests.integration.local.web_part import steady_ports, until, web
+from tests.conftest import free_ports
+from tests.integration.local.web_part import until, web
 
 SCRIPT = [sys.executable, "-m", "tests.integration.local.web_part"]
 Told = list[tuple[str, str, str]]
@@ -33,7 +34,7 @@ Told = list[tuple[str, str, str]]
 def its(tmp_path: Path):
     """Settings; what they start is stopped at the end."""
     home = tmp_path / ".manta"
-    settings = Settings(project="test", root=tmp_path, home=home, ports=steady_ports())._resolved()
+    settings = Settings(project="test", root=tmp_path, home=home, ports=free_ports())._resolved()
     yield settings
     Local(settings, [web(settings)]).down(lambda *_: None)
     assert processes.belonging(f"{home}:server", []) == []
@@ -182,7 +183,7 @@ def test_a_part_that_ends_while_up_looks_is_started_again(its: Settings) -> None
 
 def test_other_ports_than_what_is_up_are_refused(its: Settings) -> None:
     Local(its, [web(its)]).up(lambda *_: None)
-    moved = its.model_copy(update={"ports": Ports(server=steady_ports().server)})
+    moved = its.model_copy(update={"ports": Ports(server=free_ports().server)})
     with pytest.raises(Conflict, match="settings now say"):
         Local(moved, [web(moved)]).up(lambda *_: None)
     assert len(leaders(its)) == 1

@@ -24,7 +24,8 @@ from manta.control import processes
 from manta.control.local import Local, doctor
 from manta.control.parts import all_parts, mlflow, ray_folder
 from manta.settings import WORKER_VARIABLE, Settings
-from tests.integration.local.web_part import listening, steady_ports, until
+from tests.conftest import free_ports
+from tests.integration.local.web_part import listening, until
 
 pytestmark = pytest.mark.platform
 
@@ -49,7 +50,7 @@ def ask(url: str, body: Any = None, method: str | None = None) -> Any:
 @pytest.fixture(scope="module")
 def its(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     root = tmp_path_factory.mktemp("p")
-    return Settings(project="test", root=root, home=root / ".manta", ports=steady_ports(), cpus=3)._resolved()
+    return Settings(project="test", root=root, home=root / ".manta", ports=free_ports(), cpus=3)._resolved()
 
 
 @pytest.fixture(scope="module")

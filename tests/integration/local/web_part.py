@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import psutil
 
-from manta.control import processes
 from manta.control.local import Local
 from manta.control.parts import PYTHON, Spec, get_json
 from manta.settings import Ports, Settings
@@ -19,17 +17,6 @@ SLOW = (
     "import sys, time, runpy; time.sleep(0.2); sys.argv[0] = 'x'; "
     "runpy.run_module('http.server', run_name='__main__')"
 )
-
-
-def steady_ports() -> Ports:
-    """Free ports outside the range from which the system takes those that nobody chose."""
-    names = list(Ports.model_fields)
-    base = next(
-        p
-        for p in iter(lambda: random.randint(10000, 30000), 0)
-        if all(processes.is_free("127.0.0.1", p + i) for i in range(len(names)))
-    )
-    return Ports(**{name: base + i for i, name in enumerate(names)})
 
 
 def listening(process: psutil.Process) -> set[str]:

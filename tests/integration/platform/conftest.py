@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from manta.settings import Ports
 from tests.conftest import free_ports
 
 BIN = Path(sys.executable).parent
@@ -40,8 +39,7 @@ class Commands:
 
 
 def environment() -> dict[str, str]:
-    names = list(Ports.model_fields)
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    ports = free_ports().model_dump()
     return {
         **{name: os.environ[name] for name in os.environ if not name.startswith(("MANTA_", "RAY_ADDRESS"))},
         **{f"MANTA_PORTS__{name.upper()}": str(port) for name, port in ports.items()},

@@ -21,7 +21,8 @@ from manta.control.engine import RayEngine
 from manta.control.local import Local
 from manta.control.parts import ray, ray_folder
 from manta.settings import Settings
-from tests.integration.local.web_part import listening, steady_ports
+from tests.conftest import free_ports
+from tests.integration.local.web_part import listening
 from tests.unit.serving import tiny
 from tests.unit.serving.tiny import ENDPOINT, KEYS, probability
 
@@ -34,7 +35,7 @@ Put = Callable[[dict[str, str]], None]
 @pytest.fixture(scope="module")
 def its(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     root = tmp_path_factory.mktemp("s")
-    return Settings(project="test", root=root, home=root / ".manta", ports=steady_ports(), cpus=3)._resolved()
+    return Settings(project="test", root=root, home=root / ".manta", ports=free_ports(), cpus=3)._resolved()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -186,6 +187,11 @@ def test_a_champion_whose_package_was_changed_blocks(case: Case) -> None:
     graph = Path(detail["location"]) / package.GRAPH
     graph.write_bytes(graph.read_bytes() + b" ")
     with pytest.raises(GateFailed, match="has been changed"):
+        case.promote(GOOD)
+    _, other = case.candidate(GOOD)
+    shutil.rmtree(detail["location"])
+    shutil.copytree(other.location, detail["location"])
+    with pytest.raises(GateFailed, match="not the one that was registered"):
         case.promote(GOOD)
     assert case.champion == "1"
 

@@ -179,5 +179,5 @@ def test_a_package_that_computes_something_else_is_refused(bench: Bench) -> None
 
     model = Drifted(Net(shape).eval(), shape, b"", [])
     with pytest.raises(TrainingInvalid, match="differs from the trained one"):
-        training_run._package(context, GOOD, "key", data, model)
+        training_run._package(context, GOOD, data, model, {})
     assert not (bench.settings.home / "models").exists()

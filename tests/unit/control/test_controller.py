@@ -41,6 +41,7 @@ while do == "wait" and not Path(run.params["trace"] + ".go").exists():
 if do == "fail":
     ledger.move(run, State.FAILED, end_reason=EndReason.USER_ERROR, message="as told")
     sys.exit(1)
+print("last words of", run.job, flush=True)
 ledger.move(run, State.SUCCEEDED, end_reason=EndReason.DONE)
 """
 
@@ -197,3 +198,18 @@ def test_no_more_run_at_once_than_the_settings_say(bench: Bench, tmp_path: Path)
     assert states.count(State.QUEUED) == len(ids) - bench.settings.concurrent_runs
     bench.trace.with_name("trace.go").touch()
     bench.turn_until(lambda: all(bench.run(each).state is State.SUCCEEDED for each in ids))
+
+
+def test_the_last_words_of_a_run_outlive_the_engine(bench: Bench) -> None:
+    run_id = bench.submit("one", "wait")
+    bench.turn_until(lambda: bench.executed())
+    bench.trace.with_name("trace.go").touch()
+    bench.turn_until(lambda: bench.run(run_id).state.ended)
+    engine = bench.platform.engine
+    assert isinstance(engine, InlineEngine)
+    for process in engine._started.values():
+        process.wait()
+    bench.platform.controller.tick()
+    for log in engine._folder.glob("*.log"):
+        log.unlink()
+    assert bench.platform.logs(run_id).splitlines()[-1] == "last words of one"

@@ -63,7 +63,7 @@ def zoned(hours: list[int | None], zone: str | None, minutes: int = 0) -> pl.Ser
 
 @st.composite
 def cases(draw: st.DrawFn) -> dict[str, Any]:
-    # Hypothesis likes short lists, and few faults show in those: it draws how many rows, chance draws the rows.
+    # Hypothesis likes short lists, and few faults show in those: it draws how many rows, chance the rows.
     chance = draw(st.randoms(use_true_random=False))
 
     def rows(count: int, **columns: Sequence[Any]) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ def test_certain_answers_fall_into_the_outer_bins() -> None:
     bins = evaluate.calibration_bins(np.array([0.0, 1.0]), np.array([0.0, 1.0], dtype=np.float32))
     assert bins.count.tolist() == [1, 1]
     assert bins.predicted.tolist() == bins.observed.tolist() == [0, 1]
+    assert evaluate.calibration_bins(np.array([1.0, 1.0]), np.array([0.99, 1.0])).count.tolist() == [2]
 
 
 def test_every_metric_is_measured_and_perfect_answers_are() -> None:
