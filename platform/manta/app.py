@@ -232,6 +232,7 @@ class Platform:
             )
             for version, run in self.ledger.versions(self.settings.project, "model")
             if run.state is State.SUCCEEDED
+            or any(aliases.get((version.name, alias)) == version.version for _, alias in aliases)
         ]
 
     def endpoints(self) -> list[EndpointInfo]:

@@ -134,9 +134,3 @@ class Settings(BaseSettings):
     def for_worker(self) -> str:
         """The JSON to put into the environment of a worker as :data:`WORKER_VARIABLE`."""
         return self.model_dump_json()
-
-    # Feast's own stores; `features/feature_store.yaml` names them relative to the project folder.
-    @property
-    def manifest(self) -> Path:
-        """The compiled manifest of the feature services, made when the features are applied."""
-        return self.home / "manifest.json"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from manta.definitions.base import Definition, Frozen, FunctionPath, Name, Ref
 
@@ -35,6 +35,11 @@ class TimeSplit(Frozen):
 
     test_from: datetime
     validation_from: datetime | None = None
+
+    @field_validator("test_from", "validation_from")
+    @classmethod
+    def _naive_is_utc(cls, value: datetime | None) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
     @model_validator(mode="after")
     def _in_order(self) -> TimeSplit:
@@ -104,7 +109,9 @@ class Training(Definition):
     (``ray.train.get_dataset_shard``) have the columns ``categories`` int64[C], ``numbers`` float32[2·D]
     (standardised with the training rows' statistics, missing → 0, then D flags that say what was missing)
     and ``label`` float32. It reports metrics and, at least once, a checkpoint with ``model.pt``: the state
-    dict of ``module(shape)``, whose ``forward(categories, numbers)`` returns logits, shape [n].
+    dict of ``module(shape)``, whose ``forward(categories, numbers)`` returns logits, shape [n]. The last
+    checkpoint reported is the model. A parameter named ``epochs``, where there is one, says how many reports
+    to expect, for the progress bar.
 
     Attributes:
         model: the registered model's name; the definition's name, unless given.

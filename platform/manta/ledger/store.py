@@ -340,10 +340,13 @@ class Ledger:
         expect: str | None,
         run_id: int | None,
         gates: list[dict[str, Any]],
+        detail: Mapping[str, Any] | None = None,
     ) -> None:
         """Point the alias at ``version`` if it still points at ``expect``; recorded with why.
 
-        Pointing it where it points already changes nothing.
+        ``detail`` is what there is to know of a version that the run made, written in the same transaction:
+        an alias never points at what the ledger does not know. Pointing it where it points already changes
+        nothing.
 
         Raises:
             Conflict: somebody moved it meanwhile.
@@ -357,6 +360,9 @@ class Ledger:
                     f"{alias} of {model} points at version {held}, not at {expect}",
                     hint="compare with the version that holds it now, then promote again",
                 )
+            if run_id is not None and detail is not None:
+                made = Version(kind="model", name=model, version=version, detail=dict(detail))
+                self._put_version(db, run_id, "out", made)
             place = {"project": project, "model": model, "alias": alias}
             if held is None:
                 db.execute(insert(t.aliases).values(place | {"version": version}))

@@ -28,12 +28,26 @@ class Candidate:
 
     Attributes:
         metrics: on the held-out rows.
+        manifest: of the feature service that it was trained with.
     """
 
     run: str
     metrics: dict[str, float]
     location: Path
     digest: str
+    manifest: str
+
+    def detail(self, package: str) -> dict[str, Any]:
+        """What the ledger keeps of it as a model version. The replicas run the on-demand functions of the
+        code that it was trained with, which is the project's ``package``."""
+        return {
+            "location": str(self.location),
+            "digest": self.digest,
+            "manifest": self.manifest,
+            "package": package,
+            "metrics": self.metrics,
+            "mlflow_run": self.run,
+        }
 
 
 def promote(
@@ -74,6 +88,7 @@ def promote(
                 expect=champion.version if champion else None,
                 run_id=context.run.id,
                 gates=table,
+                detail=candidate.detail(context.run.package),
             )
         except Conflict:
             continue

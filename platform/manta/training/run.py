@@ -96,21 +96,11 @@ def execute(context: RunContext) -> None:
             **outcome.metrics, **rows, parity=parity, baseline=outcome.baseline, mlflow_run=mlflow_run
         )
     with steps.step("promotion"):
-        candidate = Candidate(mlflow_run, outcome.metrics, location, digest)
+        manifest = context.read("features", training.features).detail["manifest"]
+        candidate = Candidate(mlflow_run, outcome.metrics, location, digest, manifest)
         version = promote(context, registry, candidate, data.raw["test"], data.labels("test"))
     context.measured(seconds=steps.seconds)
-    context.produced(
-        "model",
-        training.model,
-        version,
-        location=str(location),
-        digest=digest,
-        manifest=context.read("features", training.features).detail["manifest"],
-        # The replicas run the on-demand functions of the code that the model was trained with.
-        package=context.run.package,
-        metrics=outcome.metrics,
-        mlflow_run=mlflow_run,
-    )
+    context.produced("model", training.model, version, **candidate.detail(context.run.package))
 
 
 def _load_later_parts(registry: Registry) -> None:

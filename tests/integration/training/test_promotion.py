@@ -84,7 +84,7 @@ class Case:
             figures=figures,
             location=location,
         )
-        return context, Candidate(run, metrics, location, digest)
+        return context, Candidate(run, metrics, location, digest, "manifest.json")
 
     def promote(self, features: list[str], registry: Registry | None = None) -> str:
         context, candidate = self.candidate(features)

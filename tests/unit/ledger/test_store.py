@@ -143,3 +143,15 @@ def test_every_ledger_has_an_identity_of_its_own(tmp_path: Path, ledger: Ledger)
     other.create()
     assert other.identity() != ledger.identity()
     assert other.identity() == Ledger(other.url).identity()
+
+
+def test_an_alias_never_points_at_what_the_ledger_does_not_know(ledger: Ledger) -> None:
+    """Also when the run that made the version is stopped before it succeeds."""
+    run = ledger.move(ledger.start(submit(ledger), "s-1"), State.RUNNING)
+    detail = {"location": "here"}
+    ledger.promote("p", "m", "champion", "1", expect=None, run_id=run.id, gates=[], detail=detail)
+    ledger.move(run, State.STOPPED)
+    held = ledger.alias("p", "m", "champion")
+    assert held is not None
+    assert ledger.version("p", Ref("model", "m"), held).detail == detail
+    assert ledger.head("p", Ref("model", "m")) is None
