@@ -20,7 +20,7 @@ from manta.cli.local import tell
 from manta.cli.reference import copy_reference
 from manta.client import Client, connect
 from manta.control.local import Local
-from manta.errors import Unavailable
+from manta.errors import NotFound, Unavailable
 from manta.plan import Action
 from manta.settings import Settings
 
@@ -54,10 +54,16 @@ def demo(
     with LiveRuns() as live:
         client.wait_applied(applied, live)
     answering = datetime.now(UTC)
-    endpoint = client.endpoints()[0]
+    endpoints = client.endpoints()
+    if not endpoints:
+        raise NotFound("the project defines no endpoint to ask", hint="add one in serve/, like the reference")
+    endpoint = endpoints[0]
     question, answer, took = _ask(client, endpoint)
     stages = _stages(client, applied, answering)
     console.print(_summary(settings, client, stages, endpoint, question, answer, took))
+    # Outside the frame and on one line, to be copied.
+    curl = f"curl -s {endpoint.url}/predict -H 'content-type: application/json' -d '{json.dumps(question)}'"
+    console.print(curl, soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"[bold]{seconds(time.monotonic() - began)}[/] in all, {seconds(started - began)} of them to start "
         "the platform. It stays up: `manta status`, `manta down`.",
@@ -93,10 +99,12 @@ def _summary(
     table.add_row("quality", _quality(champion))
     for stage, told in stages.items():
         table.add_row("" if table.row_count > 1 else "stages", f"{stage:<31} {told}")
-    table.add_row("asked", json.dumps(question))
-    table.add_row("answered", f"{json.dumps(answer)}  [dim]{took * 1000:.0f} ms[/]")
-    curl = f"curl -s {endpoint.url}/predict -H 'content-type: application/json' -d '{json.dumps(question)}'"
-    table.add_row("try", curl)
+    table.add_row("asked", ", ".join(f"{name} {value}" for name, value in question["keys"].items()))
+    probability = answer["predictions"][0]["probability"]
+    table.add_row(
+        "answered",
+        f"probability [bold]{probability:.3f}[/], by version {answer['version']}, in {took * 1000:.0f} ms",
+    )
     table.add_row("endpoint", endpoint.url)
     table.add_row("MLflow", settings.mlflow_url)
     table.add_row("Ray", settings.ray_url)

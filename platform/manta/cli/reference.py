@@ -60,6 +60,9 @@ version = "0.1.0"
 requires-python = ">=3.11"
 dependencies = ["manta-ml[examples]"]
 
+[project.optional-dependencies]
+dev = ["pytest>=8"]
+
 [tool.pytest.ini_options]
 testpaths = ["tests"]
 """
