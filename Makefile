@@ -20,7 +20,7 @@ demo: install
 	@$(BIN)/manta demo .
 
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest
 
 lint: install
 	$(BIN)/ruff check .

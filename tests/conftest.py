@@ -35,22 +35,6 @@ def free_ports() -> Ports:
             return Ports(**{name: base + at for at, name in enumerate(names)})
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several test processes: what shares a cluster goes to one of them, the longest first."""
-    shared = {item.nodeid: _shares(item) for item in items}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(shared[item.nodeid]))
-    first = ["flights", "ray"]
-    items.sort(key=lambda i: first.index(shared[i.nodeid]) if shared[i.nodeid] in first else len(first))
-
-
-def _shares(item: pytest.Item) -> str:
-    fixtures = getattr(item, "fixturenames", ())
-    if "flights" in fixtures:
-        return "flights"
-    return "ray" if "ray_cluster" in fixtures else str(item.path.parent)
-
-
 @pytest.fixture(autouse=True)
 def no_manta_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests do not depend on what the shell has set."""
