@@ -7,6 +7,9 @@
     │   ├── SourceUnreadable         a source is missing, or has another shape       (422)
     │   ├── ContractBroken           too many rows refused, a column gone            (422)
     │   ├── RequestInvalid           a prediction request                            (400)
+    │   │   ├── TooLarge             its body                                        (413)
+    │   │   ├── WrongMediaType       its content-type                                (415)
+    │   │   └── WrongMethod          its verb                                        (405)
     │   └── TrainingInvalid          examples or a loop that cannot be trained       (422)
     ├── NotFound                     a name that nothing answers to                  (404)
     ├── Conflict                     somebody else was first                         (409)
@@ -79,6 +82,21 @@ class ContractBroken(InvalidInput):
 
 class RequestInvalid(InvalidInput):
     code = "request_invalid"
+
+
+class TooLarge(RequestInvalid):
+    code = "too_large"
+    http_status = 413
+
+
+class WrongMediaType(RequestInvalid):
+    code = "wrong_media_type"
+    http_status = 415
+
+
+class WrongMethod(RequestInvalid):
+    code = "wrong_method"
+    http_status = 405
 
 
 class TrainingInvalid(InvalidInput):

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 import manta
 from manta.definitions import Definition, Endpoint, FeatureRepo, Ingest, Ref, from_json
-from manta.errors import DefinitionInvalid, InvalidInput, MantaError, SourceUnreadable, from_problem
+from manta.errors import DefinitionInvalid, InvalidInput, SourceUnreadable, from_problem
 from manta.settings import WORKER_VARIABLE, Settings
 
 NEVER_PACKAGED = [".*", "__pycache__/", "*.pyc", "build/", "dist/", "node_modules/", "*.egg-info/"]
@@ -203,4 +203,4 @@ def _observe(project: Project, root: Path) -> dict[str, str]:
     return tokens
 
 
-__all__ = ["Described", "MantaError", "Project", "load", "pack"]
+__all__ = ["Described", "Project", "load", "pack"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
@@ -63,6 +65,19 @@ def load_function(path: str) -> Callable[..., Any]:
             f"{path} cannot be imported: {error}", hint="run `manta plan` in the project to find what changed"
         ) from error
     return found  # type: ignore[no-any-return]
+
+
+def import_failure(what: str, root: Path, error: Exception) -> DefinitionInvalid:
+    """That ``what`` of the project in ``root`` failed to import: with the last of the project's own lines
+    in the traceback."""
+    own = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(root))
+    ]
+    place = f" at {Path(own[-1].filename).relative_to(root)}:{own[-1].lineno}" if own else ""
+    return DefinitionInvalid(
+        f"{what} cannot be imported: {type(error).__name__}: {error}{place}",
+        hint="correct it and run `manta plan` again",
+    )
 
 
 class Frozen(BaseModel):

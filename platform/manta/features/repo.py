@@ -7,7 +7,6 @@ import importlib
 import os
 import re
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from feast.repo_operations import parse_repo
 from google.protobuf.json_format import MessageToDict
 
 from manta.definitions import FeatureRepo, ViewInfo, digest
+from manta.definitions.base import import_failure
 from manta.errors import DefinitionInvalid, MantaError
 from manta.features.config import FILE, FOLDER, config_of
 from manta.features.manifest import Functions, code_of, on_demand_of, type_name, view_of
@@ -95,12 +95,7 @@ def parse(root: Path, settings: Settings) -> Repo:
         except MantaError:
             raise
         except Exception as error:
-            own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(root))]
-            place = f" at {Path(own[-1].filename).relative_to(root)}:{own[-1].lineno}" if own else ""
-            raise DefinitionInvalid(
-                f"{FOLDER}/ cannot be imported: {type(error).__name__}: {error}{place}",
-                hint="correct it and run `manta plan` again",
-            ) from error
+            raise import_failure(f"{FOLDER}/", root, error) from error
         if not contents.projects:
             contents.projects.append(Project(name=settings.project))
         functions = {view.name: _function_of(view, root) for view in contents.on_demand_feature_views}

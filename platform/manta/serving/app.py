@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from manta.definitions import Endpoint, from_json
-from manta.errors import MantaError, NotFound, RequestInvalid
+from manta.errors import MantaError, NotFound, TooLarge, WrongMediaType, WrongMethod
 from manta.serving import core
 from manta.serving.core import Loaded
 from manta.serving.protocols import predict
@@ -26,21 +26,6 @@ MOST_BYTES = 16 * 2**20
 ROWS_ON_THE_LOOP = (
     64  # more than these are computed in a thread, so that single requests do not wait for them
 )
-
-
-class TooLarge(RequestInvalid):
-    code = "too_large"
-    http_status = 413
-
-
-class WrongMediaType(RequestInvalid):
-    code = "wrong_media_type"
-    http_status = 415
-
-
-class WrongMethod(RequestInvalid):
-    code = "wrong_method"
-    http_status = 405
 
 
 class Replica:

@@ -9,12 +9,12 @@ import hashlib
 import importlib
 import json
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from manta.definitions import Definition, digest
+from manta.definitions.base import import_failure
 from manta.errors import DefinitionInvalid, MantaError
 from manta.settings import Settings
 
@@ -81,12 +81,7 @@ def _imported(name: str, root: Path) -> Any:
     except MantaError:
         raise
     except Exception as error:
-        own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(root))]
-        place = f" at {Path(own[-1].filename).relative_to(root)}:{own[-1].lineno}" if own else ""
-        raise DefinitionInvalid(
-            f"{name} cannot be imported: {type(error).__name__}: {error}{place}",
-            hint="correct it and run `manta plan` again",
-        ) from error
+        raise import_failure(name, root, error) from error
 
 
 def _code(root: Path, definition: Definition) -> dict[str, str]:
