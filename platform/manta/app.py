@@ -14,6 +14,7 @@ from manta.control.controller import Controller, package_file, run_logs
 from manta.control.engine import Engine, RayEngine
 from manta.definitions import Endpoint, digest, from_json
 from manta.errors import InvalidInput, NotFound
+from manta.ledger.actor import OWNER, Actor
 from manta.ledger.endpoints import EndpointRow
 from manta.ledger.runs import ACTIVE, Run, State
 from manta.ledger.store import Ledger
@@ -94,7 +95,7 @@ class Platform:
     def plan(self, project: Project) -> Plan:
         return plan(project, self._held(project))
 
-    def apply(self, project: Project) -> Applied:
+    def apply(self, project: Project, *, by: Actor = OWNER) -> Applied:
         """Carry out the plan: submit a run for each step that needs one, deploy and remove endpoints.
 
         The same project applied twice, also concurrently, sets each run going once.
@@ -112,23 +113,23 @@ class Platform:
                     needs = [runs[need] for need in step.needs]
                     last = held.last.get(step.name)
                     key = ["apply", project.name, step.name, needs, last.id if last else 0]
-                    runs[step.name] = self._submit(project, step.name, {}, needs, digest(key)).id
+                    runs[step.name] = self._submit(project, step.name, {}, needs, digest(key), by).id
                 elif step.action is Action.DEPLOY:
                     endpoint, fingerprint = project.endpoints()[step.name]
-                    self.ledger.put_endpoint(
+                    self.ledger.projects.want_endpoint(
                         project.name,
                         step.name,
                         definition=endpoint.to_json(),
                         package=project.package,
                         fingerprint=fingerprint,
-                        state="WANTED",
+                        by=by,
                     )
                 elif step.action is Action.REMOVE:
-                    self.ledger.drop_endpoint(project.name, step.name)
+                    self.ledger.projects.drop_endpoint(project.name, step.name, by=by)
                 elif step.run is not None:
                     runs[step.name] = step.run
             definitions = [described.model_dump(mode="json") for described in project.described]
-            self.ledger.apply_project(project.name, project.package, definitions)
+            self.ledger.projects.apply(project.name, project.package, definitions, by=by)
         self.controller.wake()
         return Applied(plan=made, runs=runs)
 
@@ -144,15 +145,23 @@ class Platform:
             if success:
                 succeeded[job_name] = success
             for ref in job.outputs():
-                head = self.ledger.head(name, ref)
+                head = self.ledger.versions.head(name, ref)
                 if head:
                     heads[ref] = head
-        endpoints = {row.name: row for row in self.ledger.endpoints(name)}
+        endpoints = {row.name: row for row in self.ledger.projects.endpoints(name)}
         return Held(last=last, succeeded=succeeded, active=active, heads=heads, endpoints=endpoints)
 
     # --- runs -----------------------------------------------------------------------------------------
 
-    def run(self, project: Project, job: str, params: Mapping[str, Any], key: str | None = None) -> Run:
+    def run(
+        self,
+        project: Project,
+        job: str,
+        params: Mapping[str, Any],
+        key: str | None = None,
+        *,
+        by: Actor = OWNER,
+    ) -> Run:
         """Submit one run of ``job``, fresh or not. The same ``key`` again gives the same run.
 
         Raises:
@@ -170,11 +179,13 @@ class Platform:
                 f"job {job!r} takes no parameter {', '.join(unknown)}",
                 hint=f"it takes: {', '.join(sorted(takes)) or 'none'}",
             )
-        run = self._submit(project, job, params, (), key or secrets.token_hex(16))
+        run = self._submit(project, job, params, (), key or secrets.token_hex(16), by)
         self.controller.wake()
         return run
 
-    def _submit(self, project: Project, job: str, params: Mapping[str, Any], needs: Any, key: str) -> Run:
+    def _submit(
+        self, project: Project, job: str, params: Mapping[str, Any], needs: Any, key: str, by: Actor
+    ) -> Run:
         definition, fingerprint = project.jobs()[job]
         return self.ledger.submit(
             key=f"{project.name}-{job}-{key}",
@@ -186,6 +197,7 @@ class Platform:
             package=project.package,
             params=params,
             needs=needs,
+            by=by,
         )
 
     def _check_package(self, package: str) -> None:
@@ -206,10 +218,10 @@ class Platform:
         states = ACTIVE if active else None
         return self.ledger.runs(project=self.settings.project, job=job, states=states, ids=ids, limit=limit)
 
-    def stop(self, run_id: int) -> Run:
+    def stop(self, run_id: int, *, by: Actor = OWNER) -> Run:
         """Ask for a run to be stopped. Returns at once; ask :meth:`get_run` until it has ended."""
         self.ledger.run(run_id)
-        run = self.ledger.request_stop(run_id)
+        run = self.ledger.request_stop(run_id, by=by)
         self.controller.wake()
         return run
 
@@ -220,7 +232,7 @@ class Platform:
 
     def models(self) -> list[ModelVersion]:
         """Every registered version, newest first."""
-        aliases = self.ledger.aliases(self.settings.project)
+        aliases = self.ledger.aliases.all(self.settings.project)
         return [
             ModelVersion(
                 model=version.name,
@@ -230,13 +242,13 @@ class Platform:
                 ),
                 run=run,
             )
-            for version, run in self.ledger.versions(self.settings.project, "model")
+            for version, run in self.ledger.made(self.settings.project, "model")
             if run.state is State.SUCCEEDED
             or any(aliases.get((version.name, alias)) == version.version for _, alias in aliases)
         ]
 
     def endpoints(self) -> list[EndpointInfo]:
-        return [self._endpoint(row) for row in self.ledger.endpoints(self.settings.project)]
+        return [self._endpoint(row) for row in self.ledger.projects.endpoints(self.settings.project)]
 
     def endpoint(self, name: str) -> EndpointInfo:
         """Raises:

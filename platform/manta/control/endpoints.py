@@ -37,7 +37,7 @@ class Deployer:
 
     def tick(self) -> bool:
         """One round. True while an endpoint is on its way."""
-        rows = self._ledger.endpoints()
+        rows = self._ledger.projects.endpoints()
         if not rows and not self._sent:
             return False
         wanted: dict[str, dict[str, Any]] = {}
@@ -46,7 +46,9 @@ class Deployer:
                 wanted[app_name(row)] = self._wanted(row)
             except NotFound as error:
                 if row.message != error.message:
-                    self._ledger.put_endpoint(row.project, row.name, state="WANTED", message=error.message)
+                    self._ledger.projects.seen_endpoint(
+                        row.project, row.name, state="WANTED", message=error.message
+                    )
         apps = self._engine.apps() if wanted or self._sent else {}
         sent = json.dumps(wanted, sort_keys=True)
         # Sent anew when something changed, and when the cluster has lost what it was sent.
@@ -67,10 +69,10 @@ class Deployer:
         """
         endpoint = from_json(row.definition)
         assert isinstance(endpoint, Endpoint)
-        held = self._ledger.alias(row.project, endpoint.model, endpoint.alias)
+        held = self._ledger.aliases.get(row.project, endpoint.model, endpoint.alias)
         if held is None:
             raise NotFound(f"{endpoint.model} has no {endpoint.alias} yet")
-        version = self._ledger.version(row.project, Ref("model", endpoint.model), held)
+        version = self._ledger.versions.get(row.project, Ref("model", endpoint.model), held)
         config = {
             "version": held,
             **{name: version.detail[name] for name in ("location", "digest", "manifest")},
@@ -109,22 +111,26 @@ class Deployer:
                 f"version {refused['version']} is refused, {described['version']} stays: {refused['why']}"
             )
             if row.message != message:
-                self._ledger.put_endpoint(row.project, row.name, state="FAILED", message=message)
+                self._ledger.projects.seen_endpoint(row.project, row.name, state="FAILED", message=message)
             self._refused[app_name(row)] = served
             return True
         if app_name(row) in self._refused:
             return False  # back on what works; its row says what was refused, until the alias moves
         if described.get("version") == served["version"]:
             if row.state != "READY" or row.served != served:
-                self._ledger.put_endpoint(row.project, row.name, state="READY", served=served, message="")
+                self._ledger.projects.seen_endpoint(
+                    row.project, row.name, state="READY", served=served, message=""
+                )
                 log.info("endpoint %s serves version %s", row.name, served["version"])
             return False
         if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             if row.state != "FAILED" or row.message != app.message:
-                self._ledger.put_endpoint(row.project, row.name, state="FAILED", message=app.message)
+                self._ledger.projects.seen_endpoint(
+                    row.project, row.name, state="FAILED", message=app.message
+                )
             return False
         if row.state == "READY" and (row.served != served or app.status != "RUNNING"):
-            self._ledger.put_endpoint(row.project, row.name, state="WANTED", message="changing")
+            self._ledger.projects.seen_endpoint(row.project, row.name, state="WANTED", message="changing")
         return True
 
     def _described(self, row: EndpointRow) -> dict[str, Any]:

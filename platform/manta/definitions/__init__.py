@@ -8,12 +8,13 @@ from manta.definitions.base import Definition, FunctionPath, Name, Ref, digest, 
 from manta.definitions.datasets import Column, Contract, FeatureTable, Ingest
 from manta.definitions.endpoints import Endpoint
 from manta.definitions.features import FeatureRepo, Materialize, ViewInfo
+from manta.definitions.jobs import Job, Retry, Runnable
 from manta.definitions.sources import Files
 from manta.definitions.training import AtLeast, AtMost, BeatsChampion, Examples, TimeSplit, Torch, Training
 from manta.errors import DefinitionInvalid
 
 KINDS: dict[str, type[Definition]] = {
-    cls.kind: cls for cls in (Ingest, FeatureTable, FeatureRepo, Materialize, Training, Endpoint)
+    cls.kind: cls for cls in (Ingest, FeatureTable, FeatureRepo, Materialize, Training, Job, Endpoint)
 }
 
 
@@ -45,9 +46,12 @@ __all__ = [
     "Files",
     "FunctionPath",
     "Ingest",
+    "Job",
     "Materialize",
     "Name",
     "Ref",
+    "Retry",
+    "Runnable",
     "TimeSplit",
     "Torch",
     "Training",

@@ -131,6 +131,10 @@ class Definition(Frozen):
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, **self.model_dump(mode="json")}
 
+    def fingerprinted(self) -> dict[str, Any]:
+        """The part of its JSON form whose change makes stale what it made."""
+        return self.to_json()
+
 
 def digest(value: Any) -> str:
     """A hash of any JSON value that does not depend on the order of its keys: 16 hexadecimal digits."""

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from manta.definitions.base import Definition, Frozen, FunctionPath, Name, Ref
+from manta.definitions.base import Frozen, FunctionPath, Name, Ref
+from manta.definitions.jobs import Runnable
 from manta.definitions.sources import Source
 
 ColumnType = Literal["string", "int64", "float64", "bool", "timestamp", "date"]
@@ -64,7 +65,7 @@ class Contract(Frozen):
         return self
 
 
-class Ingest(Definition):
+class Ingest(Runnable):
     """Reads a source into a dataset, refusing the rows that break the contract.
 
     Each run lands the source as it is now as one new version of the dataset. Its name is the dataset's,
@@ -86,7 +87,7 @@ class Ingest(Definition):
         return (Ref("dataset", self.dataset),)
 
 
-class FeatureTable(Definition):
+class FeatureTable(Runnable):
     """Computes a dataset from others.
 
     ``fn(inputs: dict[str, polars.DataFrame]) -> polars.DataFrame`` gets the inputs by dataset name. With

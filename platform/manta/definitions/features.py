@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from manta.definitions.base import Definition, Frozen, Name, Ref
+from manta.definitions.base import Frozen, Name, Ref
+from manta.definitions.jobs import Runnable
 
 
 class ViewInfo(Frozen):
@@ -22,7 +23,7 @@ class ViewInfo(Frozen):
     fingerprint: str
 
 
-class FeatureRepo(Definition):
+class FeatureRepo(Runnable):
     """The project's Feast repository; running it applies it to the registry. Not written by users."""
 
     kind: ClassVar[str] = "feature-repo"
@@ -41,7 +42,7 @@ class FeatureRepo(Definition):
         return tuple(Ref("dataset", name) for name in sorted(name for name in names if name))
 
 
-class Materialize(Definition):
+class Materialize(Runnable):
     """Puts the newest values of a feature service's views into the online store."""
 
     kind: ClassVar[str] = "materialize"

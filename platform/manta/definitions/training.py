@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from manta.definitions.base import Definition, Frozen, FunctionPath, Name, Ref
+from manta.definitions.base import Frozen, FunctionPath, Name, Ref
+from manta.definitions.jobs import Runnable
 
 
 class Examples(Frozen):
@@ -100,7 +101,7 @@ class BeatsChampion(Frozen):
 Gate = Annotated[AtLeast | AtMost | BeatsChampion, Field(discriminator="kind")]
 
 
-class Training(Definition):
+class Training(Runnable):
     """Trains a model and promotes it if it passes the gates.
 
     ``fn(config: dict)`` is a plain Ray Train loop. ``config`` holds ``params`` and ``shape``: a dict with

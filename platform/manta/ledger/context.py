@@ -54,18 +54,18 @@ class RunContext:
         Raises:
             NotFound: nothing has produced it yet.
         """
-        for version in self.ledger.run(self.run.id).inputs:
+        for version in self.ledger.versions.inputs(self.run.id):
             if version.ref == Ref(kind, name):
                 return version
-        version_now = self.ledger.head(self.run.project, Ref(kind, name))
+        version_now = self.ledger.versions.head(self.run.project, Ref(kind, name))
         if version_now is None:
             raise NotFound(f"{kind} {name!r} has no version yet", hint="`manta apply` makes what is missing")
-        self.ledger.read_by(self.run.id, version_now)
+        self.ledger.versions.read_by(self.run.id, version_now)
         return version_now
 
     def read_source(self, name: str, token: str) -> None:
         """Record the state of the source that this run reads."""
-        self.ledger.read_by(self.run.id, Version(kind="source", name=name, version=token))
+        self.ledger.versions.read_by(self.run.id, Version(kind="source", name=name, version=token))
 
     def produced(self, kind: str, name: str, version: str | int, **detail: Any) -> None:
         """Name what this run made; it becomes visible to others when, and only when, the run succeeds."""

@@ -42,13 +42,16 @@ LEGAL: dict[State, frozenset[State]] = {
 
 
 class EndReason(StrEnum):
-    """Why a run ended, apart from its state."""
+    """Why a run or one attempt of it ended, apart from its state."""
 
     DONE = "DONE"
-    USER_ERROR = "USER_ERROR"
+    USER_ERROR = "USER_ERROR"  # its code, definition or data
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    LOST = "LOST"  # its node, its process or the cluster went away
+    TIMED_OUT = "TIMED_OUT"
+    PREEMPTED = "PREEMPTED"
     GATE_FAILED = "GATE_FAILED"
-    NEED_FAILED = "NEED_FAILED"
-    LOST = "LOST"
+    NEED_FAILED = "NEED_FAILED"  # a run that it needs did not succeed
     STOP_REQUESTED = "STOP_REQUESTED"
 
 
@@ -88,8 +91,31 @@ class Progress(BaseModel):
     unit: str = ""
 
 
+class Attempt(BaseModel):
+    """One try of a run. ``number`` counts from 1."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: int
+    number: int
+    submission: str
+    started_at: datetime
+    running_at: datetime | None = None
+    ended_at: datetime | None = None
+    end_reason: EndReason | None = None
+    message: str = ""
+
+
 class Run(BaseModel):
-    """One execution of a job: a row of the ledger. Times are UTC."""
+    """One execution of a job: a row of the ledger. Times are UTC.
+
+    Attributes:
+        origin: ``manta``, or ``ray`` for one that was submitted straight to Ray and adopted.
+        priority: of those that wait, the higher goes first.
+        not_before: when a lost attempt may be tried again.
+        deadline_at: when it must have ended, whatever its state.
+        replay_of: the run that it repeats.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -114,6 +140,12 @@ class Run(BaseModel):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     heartbeat_at: datetime | None = None
+    submitted_by: str = ""
+    origin: str = "manta"
+    priority: int = 0
+    not_before: datetime | None = None
+    deadline_at: datetime | None = None
+    replay_of: int | None = None
     inputs: tuple[Version, ...] = ()
     outputs: tuple[Version, ...] = ()
 

@@ -12,6 +12,7 @@ import polars as pl
 
 from manta.definitions import Ref, Training
 from manta.errors import Conflict, GateFailed, ModelUnavailable, NotFound, RequestInvalid
+from manta.ledger.actor import of_run
 from manta.ledger.context import RunContext
 from manta.models import package
 from manta.models.registry import Registry
@@ -80,7 +81,7 @@ def promote(
             },
         )
         try:
-            context.ledger.promote(
+            context.ledger.aliases.promote(
                 context.run.project,
                 training.model,
                 ALIAS,
@@ -88,6 +89,7 @@ def promote(
                 expect=champion.version if champion else None,
                 run_id=context.run.id,
                 gates=table,
+                by=of_run(context.run.id),
                 detail=candidate.detail(context.run.package),
             )
         except Conflict:
@@ -143,13 +145,13 @@ def _champion(
 ) -> gates.Champion | None:
     """The version that holds the alias, scored on the same held-out rows."""
     model = context.definition.model
-    version = context.ledger.alias(context.run.project, model, ALIAS)
+    version = context.ledger.aliases.get(context.run.project, model, ALIAS)
     if version is None:
         return None
     if version == registry.registered(model, candidate.run):
         return gates.Champion(version, candidate.metrics)  # promoted by an attempt that was killed after it
     try:
-        detail = context.ledger.version(context.run.project, Ref("model", model), version).detail
+        detail = context.ledger.versions.get(context.run.project, Ref("model", model), version).detail
         held = package.load(detail["location"], detail["digest"], threads=2)
         gone = [name for name in held.inputs if name not in rows.columns]
         if gone:

@@ -31,6 +31,7 @@ EXECUTORS = {
     "feature-repo": ("manta.features.apply", False),
     "materialize": ("manta.features.materialize", False),
     "training": ("manta.training.run", True),
+    "job": ("manta.worker.job", False),
 }
 BEAT_SECONDS = 5.0
 

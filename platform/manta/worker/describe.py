@@ -53,7 +53,7 @@ def describe(root: Path, settings: Settings) -> dict[str, Any]:
         "definitions": [
             {
                 "definition": definition.to_json(),
-                "fingerprint": digest([definition.to_json(), _code(root, definition)]),
+                "fingerprint": digest([definition.fingerprinted(), _code(root, definition)]),
                 "where": where_of.get(id(definition), "features/"),
             }
             for definition in definitions

@@ -9,6 +9,7 @@ import pytest
 
 from manta.data.lake import Lake
 from manta.definitions import Definition
+from manta.ledger.actor import OWNER
 from manta.ledger.context import RunContext
 from manta.ledger.runs import State
 from manta.ledger.store import Ledger
@@ -37,8 +38,9 @@ def context_of(settings: Settings) -> Callable[[Definition], RunContext]:
             definition=definition.to_json(),
             fingerprint="f",
             package="p",
+            by=OWNER,
         )
-        run = ledger.move(ledger.start(run, "s"), State.RUNNING)
+        run = ledger.move(ledger.start(run, f"s-{run.id}"), State.RUNNING)
         return RunContext(settings, ledger, run, definition, settings.root)
 
     return context

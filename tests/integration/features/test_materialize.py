@@ -26,6 +26,7 @@ from manta.features.historical import side_of
 from manta.features.materialize import materialize, write_view
 from manta.features.online import OnlineReader, Status
 from manta.features.online_sqlite import writable
+from manta.ledger.actor import OWNER
 from manta.ledger.context import RunContext
 from manta.ledger.runs import State, Version
 from manta.ledger.store import Ledger
@@ -235,6 +236,7 @@ def test_a_run_reads_what_the_ledger_names_and_says_what_it_made(shop: Shop) -> 
             definition=definition.to_json(),
             fingerprint=key,
             package="",
+            by=OWNER,
         )
         started = ledger.move(ledger.start(given, key), State.RUNNING)
         context = RunContext(shop.settings, ledger, started, definition, shop.root)

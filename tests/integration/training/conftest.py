@@ -20,6 +20,7 @@ from manta.control import parts
 from manta.data.lake import Lake
 from manta.definitions import Training, from_json
 from manta.features.compiled import FORMAT, Feature, Key, Service, View
+from manta.ledger.actor import OWNER
 from manta.ledger.context import RunContext
 from manta.ledger.runs import EndReason, Run, State, Version
 from manta.ledger.store import Ledger
@@ -77,6 +78,7 @@ class Bench:
             definition=definition,
             fingerprint=key,
             package="",
+            by=OWNER,
             params=params,
         )
         return self.ledger.move(self.ledger.start(run, f"run-{run.id}-1"), State.RUNNING)

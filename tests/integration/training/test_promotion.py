@@ -96,7 +96,7 @@ class Case:
 
     @property
     def champion(self) -> str | None:
-        return self.bench.ledger.alias("test", "delay", "champion")
+        return self.bench.ledger.aliases.get("test", "delay", "champion")
 
     @property
     def versions(self) -> list[str]:
@@ -183,7 +183,7 @@ def test_a_champion_that_takes_a_feature_that_is_gone_blocks_unless_the_gate_is_
 
 def test_a_champion_whose_package_was_changed_blocks(case: Case) -> None:
     case.promote(BAD)
-    detail = case.bench.ledger.versions("test", "model")[0][0].detail
+    detail = case.bench.ledger.made("test", "model")[0][0].detail
     graph = Path(detail["location"]) / package.GRAPH
     graph.write_bytes(graph.read_bytes() + b" ")
     with pytest.raises(GateFailed, match="has been changed"):

@@ -48,7 +48,7 @@ def test_promoted_then_refused_then_executed_again(
     assert first.metrics["parity"] < 1e-5
     assert first.metrics["baseline"] == "wind"
     assert [gate["passed"] for gate in first.metrics["gates"]] == [True, True, True]
-    assert bench.ledger.alias("test", "delay", "champion") == "1"
+    assert bench.ledger.aliases.get("test", "delay", "champion") == "1"
     json.dumps(first.metrics, allow_nan=False)
     assert {str(version.ref) for version in bench.ledger.run(first.run.id).inputs} == {
         "dataset:flights",
@@ -91,7 +91,7 @@ def test_promoted_then_refused_then_executed_again(
     assert worse.metrics["gates"][2]["margin"] == pytest.approx(
         worse.metrics["roc_auc"] - worse.metrics["champion_roc_auc"]
     )
-    assert bench.ledger.alias("test", "delay", "champion") == "1"
+    assert bench.ledger.aliases.get("test", "delay", "champion") == "1"
     assert len(_versions(registry)) == 1
     recorded = _client(registry).get_run(worse.metrics["mlflow_run"])
     assert recorded.data.tags["manta.gates"] == "failed"

@@ -13,6 +13,7 @@ import pytest
 from manta.app import Platform
 from manta.control.controller import log_file, package_file
 from manta.control.inline import InlineEngine
+from manta.ledger.actor import OWNER
 from manta.ledger.runs import EndReason, Run, State
 from manta.project import pack
 from manta.settings import Settings
@@ -80,6 +81,7 @@ class Bench:
             package=self.package,
             params={"do": do, "trace": str(self.trace)},
             needs=needs,
+            by=OWNER,
         )
         return run.id
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,29 +11,23 @@ import pytest
 
 from manta.definitions import Ref
 from manta.errors import Conflict, NotFound
+from manta.ledger.actor import Actor
 from manta.ledger.runs import LEGAL, EndReason, Progress, Run, State, Version
 from manta.ledger.store import Ledger
 
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
-    ledger.create()
-    yield ledger
-    ledger.close()
+ADA = Actor("user:ada", "http")
 
 
 def submit(ledger: Ledger, key: str = "k", job: str = "flights", **more: Any) -> Run:
-    return ledger.submit(
-        key=key, project="p", job=job, kind="ingest", definition={}, fingerprint="f", package="z", **more
-    )
+    fields: dict[str, Any] = {"project": "p", "kind": "ingest", "definition": {}, "fingerprint": "f"}
+    return ledger.submit(key=key, job=job, package="z", by=ADA, **(fields | more))
 
 
 def test_one_key_is_one_run_also_when_sent_at_once(ledger: Ledger) -> None:
     with ThreadPoolExecutor(16) as pool:
         runs = list(pool.map(lambda _: submit(ledger), range(50)))
     assert len({run.id for run in runs}) == 1
-    assert ledger.count() == 1
+    assert len(ledger.runs(limit=1000)) == 1
 
 
 def _submit_many(url: str, worker: int) -> None:
@@ -51,7 +44,7 @@ def test_processes_write_at_once_and_nothing_is_lost(ledger: Ledger) -> None:
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0, 0]
-    assert ledger.count() == 160
+    assert len(ledger.runs(limit=1000)) == 160
 
 
 def test_only_one_of_two_movers_wins(ledger: Ledger) -> None:
@@ -80,24 +73,24 @@ def test_nothing_leaves_an_ended_state(ended: State) -> None:
 def test_outputs_are_seen_with_success_and_not_before(ledger: Ledger) -> None:
     ref = Ref("dataset", "flights")
     run = ledger.move(ledger.start(submit(ledger), "s-1"), State.RUNNING)
-    assert ledger.head("p", ref) is None
+    assert ledger.versions.head("p", ref) is None
     ledger.move(run, State.FAILED, end_reason=EndReason.USER_ERROR, message="no")
-    assert ledger.head("p", ref) is None
+    assert ledger.versions.head("p", ref) is None
     for number in ("1", "2"):
-        run = ledger.move(ledger.start(submit(ledger, key=number), f"s-{number}"), State.RUNNING)
+        run = ledger.move(ledger.start(submit(ledger, key=number), f"t-{number}"), State.RUNNING)
         made = Version(kind="dataset", name="flights", version=number, detail={"rows": 3})
         done = ledger.move(run, State.SUCCEEDED, outputs=[made], metrics={"rows": 3})
         assert done.outputs == (made,)
         assert done.metrics == {"rows": 3}
         assert done.ended_at is not None
         assert done.seconds is not None
-    head = ledger.head("p", ref)
+    head = ledger.versions.head("p", ref)
     assert head is not None
     assert head.version == "2"
-    assert ledger.head("other-project", ref) is None
-    assert ledger.version("p", ref, "1").detail == {"rows": 3}
+    assert ledger.versions.head("other-project", ref) is None
+    assert ledger.versions.get("p", ref, "1").detail == {"rows": 3}
     with pytest.raises(NotFound):
-        ledger.version("p", ref, "3")
+        ledger.versions.get("p", ref, "3")
 
 
 def test_progress_of_an_older_attempt_is_ignored(ledger: Ledger) -> None:
@@ -113,7 +106,9 @@ def test_progress_of_an_older_attempt_is_ignored(ledger: Ledger) -> None:
 def test_of_two_promoters_one_wins_and_the_other_is_told(ledger: Ledger) -> None:
     def promote(version: str) -> str:
         try:
-            ledger.promote("p", "delay", "champion", version, expect=None, run_id=None, gates=[])
+            ledger.aliases.promote(
+                "p", "delay", "champion", version, expect=None, run_id=None, gates=[], by=ADA
+            )
         except Conflict as conflict:
             return conflict.message
         return version
@@ -122,18 +117,18 @@ def test_of_two_promoters_one_wins_and_the_other_is_told(ledger: Ledger) -> None
         results = list(pool.map(promote, [str(number) for number in range(1, 9)]))
     won = [result for result in results if result.isdigit()]
     assert len(won) == 1
-    assert ledger.alias("p", "delay", "champion") == won[0]
-    ledger.promote("p", "delay", "champion", "9", expect=won[0], run_id=None, gates=[])
-    assert ledger.aliases("p") == {("delay", "champion"): "9"}
+    assert ledger.aliases.get("p", "delay", "champion") == won[0]
+    ledger.aliases.promote("p", "delay", "champion", "9", expect=won[0], run_id=None, gates=[], by=ADA)
+    assert ledger.aliases.all("p") == {("delay", "champion"): "9"}
 
 
 def test_a_stop_is_recorded_for_what_still_works_only(ledger: Ledger) -> None:
     run = submit(ledger)
-    assert ledger.request_stop(run.id).stop_requested
+    assert ledger.request_stop(run.id, by=ADA).stop_requested
     ended = ledger.move(ledger.run(run.id), State.STOPPED, end_reason=EndReason.STOP_REQUESTED)
     other = submit(ledger, key="other")
     ledger.move(other, State.FAILED)
-    assert not ledger.request_stop(other.id).stop_requested
+    assert not ledger.request_stop(other.id, by=ADA).stop_requested
     assert ended.state is State.STOPPED
 
 
@@ -149,9 +144,51 @@ def test_an_alias_never_points_at_what_the_ledger_does_not_know(ledger: Ledger) 
     """Also when the run that made the version is stopped before it succeeds."""
     run = ledger.move(ledger.start(submit(ledger), "s-1"), State.RUNNING)
     detail = {"location": "here"}
-    ledger.promote("p", "m", "champion", "1", expect=None, run_id=run.id, gates=[], detail=detail)
+    ledger.aliases.promote(
+        "p", "m", "champion", "1", expect=None, run_id=run.id, gates=[], by=ADA, detail=detail
+    )
     ledger.move(run, State.STOPPED)
-    held = ledger.alias("p", "m", "champion")
+    held = ledger.aliases.get("p", "m", "champion")
     assert held is not None
-    assert ledger.version("p", Ref("model", "m"), held).detail == detail
-    assert ledger.head("p", Ref("model", "m")) is None
+    assert ledger.versions.get("p", Ref("model", "m"), held).detail == detail
+    assert ledger.versions.head("p", Ref("model", "m")) is None
+
+
+def test_a_key_stands_for_one_submission_only(ledger: Ledger) -> None:
+    submit(ledger, params={"rows": 3})
+    assert submit(ledger, params={"rows": 3}).id == 1
+    for other in ({"params": {"rows": 4}}, {"job": "weather"}, {"project": "q"}):
+        with pytest.raises(Conflict, match="idempotency key"):
+            submit(ledger, **other)
+
+
+def test_every_attempt_is_kept_with_its_end(ledger: Ledger) -> None:
+    run = ledger.move(ledger.start(submit(ledger), "s-1"), State.RUNNING)
+    run = ledger.move(run, State.QUEUED, end_reason=EndReason.LOST, message="node gone")
+    assert run.end_reason is None
+    run = ledger.move(ledger.start(run, "s-2"), State.RUNNING)
+    ledger.move(run, State.SUCCEEDED, end_reason=EndReason.DONE)
+    first, second = ledger.attempts(run.id)
+    assert (first.number, first.end_reason, first.message) == (1, EndReason.LOST, "node gone")
+    assert (second.number, second.submission, second.end_reason) == (2, "s-2", EndReason.DONE)
+    assert all(each.running_at and each.ended_at for each in (first, second))
+    assert [event.what for event in ledger.events(run.id)] == [
+        *("submitted", "starting", "running", "queued", "starting", "running", "succeeded")
+    ]
+
+
+def test_an_adopted_run_is_in_its_first_attempt_from_the_start(ledger: Ledger) -> None:
+    run = submit(ledger, adopted="raysubmit_1")
+    assert (run.state, run.attempt, run.submission, run.origin) == (State.STARTING, 1, "raysubmit_1", "ray")
+    assert [attempt.submission for attempt in ledger.attempts(run.id)] == ["raysubmit_1"]
+    assert submit(ledger, adopted="raysubmit_1").id == run.id
+
+
+def test_runs_come_by_page_newest_first(ledger: Ledger) -> None:
+    for number in range(5):
+        submit(ledger, key=str(number), project="p" if number % 2 else "q")
+    first = ledger.runs(limit=2)
+    rest = ledger.runs(before=first[-1].id, limit=9)
+    assert [run.id for run in first + rest] == [5, 4, 3, 2, 1]
+    assert [run.id for run in ledger.runs(project=["q", "r"])] == [5, 3, 1]
+    assert ledger.runs(project=[]) == []

@@ -1,0 +1,119 @@
+"""Who may do what: API keys, as prefix and digest, and the roles that principals hold in projects."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import and_, delete, insert, select, update
+
+from manta.errors import NotFound
+from manta.ledger import audit
+from manta.ledger import tables as t
+from manta.ledger.actor import Actor
+from manta.ledger.database import Database, now
+
+EVERY_PROJECT = "*"
+
+
+class ApiKey(BaseModel):
+    """A key as the ledger knows it; the key itself is shown once, when it is made, and kept nowhere.
+    ``digest`` is left out of what is shown."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prefix: str
+    digest: str
+    principal: str
+    label: str
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+
+class Access:
+    """The keys and grants of one ledger."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def add_key(
+        self,
+        prefix: str,
+        digest: str,
+        principal: str,
+        *,
+        by: Actor,
+        label: str = "",
+        expires_at: datetime | None = None,
+    ) -> ApiKey:
+        row: dict[str, Any] = {
+            "prefix": prefix,
+            "digest": digest,
+            "principal": principal,
+            "label": label,
+            "created_at": now(),
+            "created_by": by.name,
+            "expires_at": expires_at,
+        }
+        with self._db.write() as db:
+            db.execute(insert(t.api_keys).values(row))
+            audit.append(db, by, "key.add", f"key:{prefix}", principal=principal, label=label)
+        return ApiKey(**row)
+
+    def key(self, prefix: str) -> ApiKey | None:
+        with self._db.read() as db:
+            row = db.execute(select(t.api_keys).where(t.api_keys.c.prefix == prefix)).mappings().first()
+        return ApiKey(**row) if row else None
+
+    def keys(self) -> list[ApiKey]:
+        """Newest first."""
+        with self._db.read() as db:
+            rows = db.execute(select(t.api_keys).order_by(t.api_keys.c.created_at.desc())).mappings()
+            return [ApiKey(**row) for row in rows]
+
+    def revoke_key(self, prefix: str, *, by: Actor) -> None:
+        """From now on it opens nothing. Revoking it again changes nothing.
+
+        Raises:
+            NotFound: there is no such key.
+        """
+        with self._db.write() as db:
+            found = db.execute(select(t.api_keys.c.revoked_at).where(t.api_keys.c.prefix == prefix)).first()
+            if found is None:
+                raise NotFound(f"there is no key {prefix}", hint="`manta keys list` shows them")
+            if found[0] is None:
+                db.execute(update(t.api_keys).where(t.api_keys.c.prefix == prefix).values(revoked_at=now()))
+                audit.append(db, by, "key.revoke", f"key:{prefix}")
+
+    def used(self, prefix: str) -> None:
+        with self._db.write() as db:
+            db.execute(update(t.api_keys).where(t.api_keys.c.prefix == prefix).values(last_used_at=now()))
+
+    def grant(self, principal: str, project: str, role: str, *, by: Actor) -> None:
+        """Give ``principal`` that role in ``project`` ("*": in all), in place of the one it had there."""
+        key = {"principal": principal, "project": project}
+        with self._db.write() as db:
+            self._db.upsert(db, t.grants, key, {"role": role})
+            audit.append(db, by, "grant", principal, project=project, role=role)
+
+    def take_away(self, principal: str, project: str, *, by: Actor) -> None:
+        same = and_(t.grants.c.principal == principal, t.grants.c.project == project)
+        with self._db.write() as db:
+            if db.execute(delete(t.grants).where(same)).rowcount:
+                audit.append(db, by, "grant.remove", principal, project=project)
+
+    def roles(self, principal: str) -> dict[str, str]:
+        """Project → role; "*" for what holds in all."""
+        query = select(t.grants.c.project, t.grants.c.role).where(t.grants.c.principal == principal)
+        with self._db.read() as db:
+            return dict(db.execute(query).tuples().all())
+
+    def grants(self) -> list[tuple[str, str, str]]:
+        """``(principal, project, role)`` of all."""
+        query = select(t.grants).order_by(t.grants.c.principal, t.grants.c.project)
+        with self._db.read() as db:
+            return [(row.principal, row.project, row.role) for row in db.execute(query)]

@@ -1,0 +1,124 @@
+"""Opens the ledger's database: SQLite on a laptop, PostgreSQL for a team, one code path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+
+from manta.errors import ExtraMissing, SettingsInvalid, Unavailable
+
+READS = "manta_reads"  # the execution option of a transaction that will not write
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Database:
+    """A pool of connections. Safe to use from several threads and processes.
+
+    Raises:
+        SettingsInvalid: the URL is not one of SQLite or PostgreSQL.
+        ExtraMissing: PostgreSQL's driver is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = _open(url)
+        self._reader = self.engine.execution_options(**{READS: True})
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction: all of it is committed, or none.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        with _mapped(self), self.engine.begin() as db:
+            yield db
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One transaction that does not write, and on SQLite waits for no writer."""
+        with _mapped(self), self._reader.begin() as db:
+            yield db
+
+    def upsert(
+        self,
+        db: Connection,
+        table: Table,
+        key: Mapping[str, Any],
+        values: Mapping[str, Any],
+        blank: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Insert the row, with ``blank`` for what ``values`` leave out; or, where one with that primary key
+        is, change it to ``values``."""
+        insert = sqlite.insert if self.is_sqlite else postgresql.insert
+        statement = insert(table).values({**key, **(blank or {}), **values})
+        db.execute(statement.on_conflict_do_update(index_elements=list(key), set_=dict(values)))
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+@contextmanager
+def _mapped(database: Database) -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        # Connections that died with the server are of no more use.
+        if not database.is_sqlite:
+            database.engine.dispose()
+        raise Unavailable(
+            f"the ledger at {database.engine.url.render_as_string()} does not answer: {error.orig}",
+            hint="is its database up? what was not committed is sent again by who sent it",
+        ) from error
+
+
+def _open(url: str) -> Engine:
+    try:
+        made = make_url(url)
+        if made.get_backend_name() not in ("sqlite", "postgresql"):
+            raise SettingsInvalid(
+                f"ledger_url names {made.get_backend_name()}",
+                hint="use sqlite:///… or postgresql+psycopg://…",
+            )
+        if made.get_backend_name() == "postgresql":
+            made = made.set(drivername="postgresql+psycopg")
+            return create_engine(made, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        engine = create_engine(made)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise SettingsInvalid(
+            f"ledger_url: {error}", hint="use sqlite:///… or postgresql+psycopg://…"
+        ) from None
+    except ModuleNotFoundError as error:
+        raise ExtraMissing(
+            f"a ledger in PostgreSQL needs {error.name}", hint="pip install 'manta-ml[postgres]'"
+        ) from None
+    event.listen(engine, "connect", _pragmas)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _pragmas(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA busy_timeout=20000")
+    connection.execute("PRAGMA foreign_keys=ON")
+    # The driver's own BEGIN is deferred: two readers that turn writers would then deadlock.
+    connection.isolation_level = None
+
+
+def _begin(connection: Connection) -> None:
+    reads = connection.get_execution_options().get(READS, False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
