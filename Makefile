@@ -34,7 +34,7 @@ bench: install
 
 lock: install
 	$(BIN)/pip install --quiet pip-tools
-	$(BIN)/pip-compile --quiet --extra dev --extra examples --allow-unsafe --strip-extras --no-annotate --no-header \
+	$(BIN)/pip-compile --quiet --extra dev --extra examples --extra postgres --extra openlineage --extra notebook --allow-unsafe --strip-extras --no-annotate --no-header \
 	  --no-emit-find-links --no-emit-index-url --no-emit-options -o requirements.lock pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock # the public version: a local build is no one else's
 

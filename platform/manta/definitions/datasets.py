@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -77,8 +77,9 @@ class Ingest(Runnable):
     source: Source
     contract: Contract
 
-    def __init__(self, **fields: object) -> None:
-        super().__init__(**({"name": fields.get("dataset")} | fields))
+    def __init__(self, **fields: Any) -> None:
+        named: dict[str, Any] = {"name": fields.get("dataset")}
+        super().__init__(**(named | fields))
 
     def inputs(self) -> tuple[Ref, ...]:
         return (Ref("source", self.name),)
@@ -120,8 +121,9 @@ class FeatureTable(Runnable):
             raise ValueError(f"partition_by must be columns of the key, and {', '.join(foreign)} is none")
         return self
 
-    def __init__(self, **fields: object) -> None:
-        super().__init__(**({"name": fields.get("dataset")} | fields))
+    def __init__(self, **fields: Any) -> None:
+        named: dict[str, Any] = {"name": fields.get("dataset")}
+        super().__init__(**(named | fields))
 
     def inputs(self) -> tuple[Ref, ...]:
         return tuple(Ref("dataset", name) for name in self.inputs_from)

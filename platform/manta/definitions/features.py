@@ -6,7 +6,7 @@ describes them as one :class:`FeatureRepo`.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -48,7 +48,7 @@ class Materialize(Runnable):
     kind: ClassVar[str] = "materialize"
     features: str
 
-    def __init__(self, **fields: object) -> None:
+    def __init__(self, **fields: Any) -> None:
         super().__init__(**({"name": "online"} | fields))
 
     def inputs(self) -> tuple[Ref, ...]:

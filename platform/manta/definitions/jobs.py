@@ -1,4 +1,4 @@
-"""What all jobs share, how a run of one is treated when it does not succeed, and the plainest job: a function."""
+"""What all jobs share, how a run that does not succeed is treated, and the plainest job: a function."""
 
 from __future__ import annotations
 

@@ -139,8 +139,9 @@ class Training(Runnable):
     pool: str = "default"
     seed: int = 7
 
-    def __init__(self, **fields: object) -> None:
-        super().__init__(**({"name": fields.get("model")} | fields))
+    def __init__(self, **fields: Any) -> None:
+        named: dict[str, Any] = {"name": fields.get("model")}
+        super().__init__(**(named | fields))
 
     def inputs(self) -> tuple[Ref, ...]:
         return (Ref("dataset", self.examples.dataset), Ref("features", self.features))
