@@ -92,7 +92,8 @@ class Progress(BaseModel):
 
 
 class Attempt(BaseModel):
-    """One try of a run. ``number`` counts from 1."""
+    """One try of a run. ``number`` counts from 1; ``environment`` is what it ran in: ``python``, ``manta``,
+    ``platform``, and ``lock``, a hash of what was installed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -104,6 +105,7 @@ class Attempt(BaseModel):
     ended_at: datetime | None = None
     end_reason: EndReason | None = None
     message: str = ""
+    environment: dict[str, Any] | None = None
 
 
 class Run(BaseModel):

@@ -98,6 +98,9 @@ attempts = Table(
     Column("ended_at", Instant),
     Column("end_reason", String(32)),
     Column("message", Text, nullable=False),
+    # What it ran in; how much of it was sent as OpenLineage events (0 nothing, 1 its start, 2 its end).
+    Column("environment", JSON),
+    Column("told", Integer, nullable=False, server_default=text("0"), index=True),
 )
 
 # What a run read (direction "in") and produced ("out").

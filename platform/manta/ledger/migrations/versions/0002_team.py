@@ -31,6 +31,8 @@ def upgrade() -> None:
         sa.Column("ended_at", Instant),
         sa.Column("end_reason", sa.String(32)),
         sa.Column("message", sa.Text, nullable=False),
+        sa.Column("environment", sa.JSON),
+        sa.Column("told", sa.Integer, nullable=False, server_default=sa.text("0"), index=True),
     )
     op.create_table(
         "leases",
