@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,10 +14,10 @@ from manta.control.controller import Controller, package_file, run_logs
 from manta.control.engine import Engine, RayEngine
 from manta.definitions import Endpoint, digest, from_json
 from manta.errors import InvalidInput, NotFound
-from manta.ledger.actor import OWNER, Actor
+from manta.ledger.actor import Actor
 from manta.ledger.endpoints import EndpointRow
-from manta.ledger.runs import ACTIVE, Run, State
-from manta.ledger.store import Ledger
+from manta.ledger.runs import ACTIVE, Attempt, Run, State
+from manta.ledger.store import Event, Ledger
 from manta.plan import Action, Held, Plan, plan
 from manta.project import Project
 from manta.settings import Settings
@@ -92,10 +92,14 @@ class Platform:
     def has_package(self, package: str) -> bool:
         return package_file(self.settings, package).exists()
 
+    def projects(self) -> list[str]:
+        """The names of those that were applied or that have runs."""
+        return self.ledger.projects.names()
+
     def plan(self, project: Project) -> Plan:
         return plan(project, self._held(project))
 
-    def apply(self, project: Project, *, by: Actor = OWNER) -> Applied:
+    def apply(self, project: Project, *, by: Actor) -> Applied:
         """Carry out the plan: submit a run for each step that needs one, deploy and remove endpoints.
 
         The same project applied twice, also concurrently, sets each run going once.
@@ -112,8 +116,9 @@ class Platform:
                 if step.action is Action.RUN:
                     needs = [runs[need] for need in step.needs]
                     last = held.last.get(step.name)
-                    key = ["apply", project.name, step.name, needs, last.id if last else 0]
-                    runs[step.name] = self._submit(project, step.name, {}, needs, digest(key), by).id
+                    key = digest([step.name, needs, last.id if last else 0])
+                    key = f"{project.name}-apply-{key}"
+                    runs[step.name] = self._submit(project, step.name, {}, needs, key, by).id
                 elif step.action is Action.DEPLOY:
                     endpoint, fingerprint = project.endpoints()[step.name]
                     self.ledger.projects.want_endpoint(
@@ -160,14 +165,37 @@ class Platform:
         params: Mapping[str, Any],
         key: str | None = None,
         *,
-        by: Actor = OWNER,
+        by: Actor,
     ) -> Run:
-        """Submit one run of ``job``, fresh or not. The same ``key`` again gives the same run.
+        """Submit one run of ``job``, fresh or not. The same ``key`` of the same principal gives the same run.
 
         Raises:
             NotFound: the project has no such job, or its package has not been put.
             InvalidInput: the job takes no parameter of that name.
+            Conflict: the key was used for another job, or other parameters.
         """
+        self._check_job(project, job, params)
+        # Keys are chosen by whoever sends them: those of two principals, or of two projects, never meet.
+        key = f"{project.name}-{digest([by.name, key])}" if key else secrets.token_hex(16)
+        run = self._submit(project, job, params, (), key, by)
+        self.controller.wake()
+        return run
+
+    def adopt(
+        self, project: Project, job: str, params: Mapping[str, Any], submission: str, *, by: Actor
+    ) -> Run:
+        """Take into the ledger a run that was submitted straight to Ray, and that executes as ``submission``.
+        The same submission again gives the same run.
+
+        Raises:
+            NotFound, InvalidInput, Conflict: as :meth:`run`.
+        """
+        self._check_job(project, job, params)
+        run = self._submit(project, job, params, (), f"adopted-{submission}", by, adopted=submission)
+        self.controller.wake()
+        return run
+
+    def _check_job(self, project: Project, job: str, params: Mapping[str, Any]) -> None:
         self._check_package(project.package)
         jobs = project.jobs()
         if job not in jobs:
@@ -179,16 +207,20 @@ class Platform:
                 f"job {job!r} takes no parameter {', '.join(unknown)}",
                 hint=f"it takes: {', '.join(sorted(takes)) or 'none'}",
             )
-        run = self._submit(project, job, params, (), key or secrets.token_hex(16), by)
-        self.controller.wake()
-        return run
 
     def _submit(
-        self, project: Project, job: str, params: Mapping[str, Any], needs: Any, key: str, by: Actor
+        self,
+        project: Project,
+        job: str,
+        params: Mapping[str, Any],
+        needs: Iterable[int],
+        key: str,
+        by: Actor,
+        adopted: str = "",
     ) -> Run:
         definition, fingerprint = project.jobs()[job]
         return self.ledger.submit(
-            key=f"{project.name}-{job}-{key}",
+            key=key,
             project=project.name,
             job=job,
             kind=definition.kind,
@@ -198,6 +230,7 @@ class Platform:
             params=params,
             needs=needs,
             by=by,
+            adopted=adopted,
         )
 
     def _check_package(self, package: str) -> None:
@@ -209,30 +242,52 @@ class Platform:
 
     def runs(
         self,
+        project: str,
         job: str | None = None,
         active: bool = False,
         ids: Sequence[int] | None = None,
+        before: int | None = None,
         limit: int = 50,
     ) -> list[Run]:
-        """Newest first: of one job, those that have not ended, or those with these ids."""
+        """Newest first: of one job, those that have not ended, or those with these ids; ``before`` is the id
+        to go on from."""
         states = ACTIVE if active else None
-        return self.ledger.runs(project=self.settings.project, job=job, states=states, ids=ids, limit=limit)
+        return self.ledger.runs(project=project, job=job, states=states, ids=ids, before=before, limit=limit)
 
-    def stop(self, run_id: int, *, by: Actor = OWNER) -> Run:
+    def stop(self, run_id: int, *, by: Actor) -> Run:
         """Ask for a run to be stopped. Returns at once; ask :meth:`get_run` until it has ended."""
         self.ledger.run(run_id)
         run = self.ledger.request_stop(run_id, by=by)
         self.controller.wake()
         return run
 
-    def logs(self, run_id: int) -> str:
-        return run_logs(self.settings, self.engine, self.ledger.run(run_id))
+    def events(self, run_id: int) -> list[Event]:
+        """What happened to a run, oldest first."""
+        return self.ledger.events(self.ledger.run(run_id).id)
+
+    def attempts(self, run_id: int) -> list[Attempt]:
+        """The tries of a run, oldest first."""
+        return self.ledger.attempts(self.ledger.run(run_id).id)
+
+    def logs(self, run_id: int, attempt: int | None = None) -> str:
+        """What an attempt, the last unless given, has printed so far.
+
+        Raises:
+            NotFound: there is no such run, or no such attempt of it.
+        """
+        run = self.ledger.run(run_id)
+        if attempt is not None and attempt != run.attempt:
+            tries = {each.number: each for each in self.ledger.attempts(run_id)}
+            if attempt not in tries:
+                raise NotFound(f"run {run_id} has no attempt {attempt}", hint=f"it has had {run.attempt}")
+            run = run.model_copy(update={"attempt": attempt, "submission": tries[attempt].submission})
+        return run_logs(self.settings, self.engine, run)
 
     # --- models and endpoints -------------------------------------------------------------------------
 
-    def models(self) -> list[ModelVersion]:
+    def models(self, project: str) -> list[ModelVersion]:
         """Every registered version, newest first."""
-        aliases = self.ledger.aliases.all(self.settings.project)
+        aliases = self.ledger.aliases.all(project)
         return [
             ModelVersion(
                 model=version.name,
@@ -242,19 +297,19 @@ class Platform:
                 ),
                 run=run,
             )
-            for version, run in self.ledger.made(self.settings.project, "model")
+            for version, run in self.ledger.made(project, "model")
             if run.state is State.SUCCEEDED
             or any(aliases.get((version.name, alias)) == version.version for _, alias in aliases)
         ]
 
-    def endpoints(self) -> list[EndpointInfo]:
-        return [self._endpoint(row) for row in self.ledger.projects.endpoints(self.settings.project)]
+    def endpoints(self, project: str) -> list[EndpointInfo]:
+        return [self._endpoint(row) for row in self.ledger.projects.endpoints(project)]
 
-    def endpoint(self, name: str) -> EndpointInfo:
+    def endpoint(self, project: str, name: str) -> EndpointInfo:
         """Raises:
         NotFound: there is no such endpoint.
         """
-        found = {info.name: info for info in self.endpoints()}
+        found = {info.name: info for info in self.endpoints(project)}
         if name not in found:
             raise NotFound(
                 f"there is no endpoint {name!r}",

@@ -77,11 +77,11 @@ class Client:
 
     def plan(self) -> Plan:
         """What :meth:`apply` would do."""
-        return Plan(**self._json("POST", "/v1/plan", json=self.load().model_dump(mode="json")))
+        return Plan(**self._json("POST", self._of("plan"), json=self.load().model_dump(mode="json")))
 
     def apply(self) -> Applied:
         """Make the platform hold what the project defines. Returns once all is set going."""
-        return Applied(**self._json("POST", "/v1/apply", json=self.load().model_dump(mode="json")))
+        return Applied(**self._json("POST", self._of("apply"), json=self.load().model_dump(mode="json")))
 
     def wait_applied(self, applied: Applied, seen: Callable[[list[Run], list[EndpointInfo]], None]) -> None:
         """Wait until every run of it has ended and every endpoint answers; ``seen`` is told each look.
@@ -124,23 +124,28 @@ class Client:
             "params": dict(params or {}),
             "key": key,
         }
-        return Run(**self._json("POST", "/v1/runs", json=body))
+        return Run(**self._json("POST", self._of("runs"), json=body))
 
     def run(self, run_id: int) -> Run:
         return Run(**self._json("GET", f"/v1/runs/{run_id}"))
 
     def runs(self, job: str | None = None, *, active: bool = False, limit: int = 50) -> list[Run]:
         params = {"active": active, "limit": limit} | ({"job": job} if job else {})
-        return [Run(**each) for each in self._json("GET", "/v1/runs", params=params)]
+        return [Run(**each) for each in self._json("GET", self._of("runs"), params=params)["items"]]
 
     def _runs_of(self, ids: list[int]) -> list[Run]:
         if not ids:
             return []
-        found = [Run(**each) for each in self._json("GET", "/v1/runs", params={"ids": ids, "limit": 1000})]
-        return sorted(found, key=lambda run: run.id)
+        found = self._json("GET", self._of("runs"), params={"ids": ids, "limit": 1000})["items"]
+        return sorted((Run(**each) for each in found), key=lambda run: run.id)
 
     def logs(self, run_id: int) -> str:
-        return self._send("GET", f"/v1/runs/{run_id}/logs").text
+        whole = b""
+        while True:
+            answer = self._send("GET", f"/v1/runs/{run_id}/logs", params={"offset": len(whole)})
+            if not answer.content:
+                return whole.decode(errors="replace")
+            whole += answer.content
 
     def stop(self, run_id: int) -> Run:
         return Run(**self._json("POST", f"/v1/runs/{run_id}/stop"))
@@ -163,10 +168,10 @@ class Client:
     # --- models and endpoints -------------------------------------------------------------------------
 
     def models(self) -> list[ModelVersion]:
-        return [ModelVersion(**each) for each in self._json("GET", "/v1/models")]
+        return [ModelVersion(**each) for each in self._json("GET", self._of("models"))]
 
     def endpoints(self) -> list[EndpointInfo]:
-        return [EndpointInfo(**each) for each in self._json("GET", "/v1/endpoints")]
+        return [EndpointInfo(**each) for each in self._json("GET", self._of("endpoints"))]
 
     def predict(self, model: str, body: Mapping[str, Any], *, features: bool = False) -> dict[str, Any]:
         """Ask the endpoint of that name, or the one that serves that model.
@@ -191,6 +196,9 @@ class Client:
             f"no endpoint serves {model!r}",
             hint=f"served: {served}" if served else "`manta apply` puts the project's endpoints up",
         )
+
+    def _of(self, noun: str) -> str:
+        return f"/v1/projects/{self.settings.project}/{noun}"
 
     def _json(self, method: str, path: str, **content: Any) -> Any:
         return self._send(method, path, **content).json()

@@ -6,13 +6,18 @@
     │   ├── SettingsInvalid          cluster/<profile>.yaml or a MANTA_* variable    (400)
     │   ├── SourceUnreadable         a source is missing, or has another shape       (422)
     │   ├── ContractBroken           too many rows refused, a column gone            (422)
-    │   ├── RequestInvalid           a prediction request                            (400)
+    │   ├── RequestInvalid           an HTTP request                                 (400)
     │   │   ├── TooLarge             its body                                        (413)
     │   │   ├── WrongMediaType       its content-type                                (415)
     │   │   └── WrongMethod          its verb                                        (405)
-    │   └── TrainingInvalid          examples or a loop that cannot be trained       (422)
+    │   ├── TrainingInvalid          examples or a loop that cannot be trained       (422)
+    │   └── KeyReused                an idempotency key, sent with another request   (422)
+    ├── Unauthenticated              no credentials, or bad ones                     (401)
+    ├── Forbidden                    what one may see and not do                     (403)
     ├── NotFound                     a name that nothing answers to                  (404)
     ├── Conflict                     somebody else was first                         (409)
+    │   └── InProgress               the same request, sent before, is at work       (409)
+    ├── TooMany                      requests, or failed log-ins, in a short time    (429)
     ├── GateFailed                   a model was refused promotion                   (409)
     ├── ExtraMissing                 an optional dependency is not installed         (501)
     ├── Unavailable                  a part of the platform does not answer          (503)
@@ -104,6 +109,21 @@ class TrainingInvalid(InvalidInput):
     http_status = 422
 
 
+class KeyReused(InvalidInput):
+    code = "key_reused"
+    http_status = 422
+
+
+class Unauthenticated(MantaError):
+    code = "unauthenticated"
+    http_status = 401
+
+
+class Forbidden(MantaError):
+    code = "forbidden"
+    http_status = 403
+
+
 class NotFound(MantaError):
     code = "not_found"
     http_status = 404
@@ -112,6 +132,15 @@ class NotFound(MantaError):
 class Conflict(MantaError):
     code = "conflict"
     http_status = 409
+
+
+class InProgress(Conflict):
+    code = "in_progress"
+
+
+class TooMany(MantaError):
+    code = "too_many"
+    http_status = 429
 
 
 class GateFailed(MantaError):

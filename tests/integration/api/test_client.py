@@ -105,7 +105,7 @@ def test_problems_are_problem_objects(client: Client) -> None:
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["code"] == "not_found"
-    assert httpx.post(f"{client.url}/v1/plan", content="{").status_code == 400
+    assert httpx.post(f"{client.url}/v1/projects/test/plan", content="{").status_code == 400
     assert httpx.put(f"{client.url}/v1/packages/{'0' * 32}", content=b"other").status_code == 400
 
 

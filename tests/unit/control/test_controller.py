@@ -178,7 +178,7 @@ def test_what_waits_and_what_runs_can_be_stopped(bench: Bench) -> None:
     runs, waits = bench.submit("one", "wait"), bench.submit("one", "wait")
     bench.turn_until(lambda: bench.executed())
     for run_id in (runs, waits):
-        bench.platform.stop(run_id)
+        bench.platform.stop(run_id, by=OWNER)
     bench.turn_until(lambda: bench.run(runs).state.ended and bench.run(waits).state.ended)
     assert [bench.run(each).state for each in (runs, waits)] == [State.STOPPED] * 2
     assert bench.executed() == [runs]

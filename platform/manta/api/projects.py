@@ -1,0 +1,32 @@
+"""Projects: plan and apply."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from manta.api.context import By, ProjectName, Served, check_is
+from manta.app import Applied
+from manta.plan import Plan
+from manta.project import Project
+
+router = APIRouter(tags=["projects"])
+
+
+@router.get("/v1/projects", operation_id="projects")
+def projects(platform: Served) -> list[str]:
+    """The names of the projects that one may see."""
+    return platform.projects()
+
+
+@router.post("/v1/projects/{project}/plan", operation_id="plan")
+def plan(project: ProjectName, body: Project, platform: Served) -> Plan:
+    """What an apply would do, and why. Changes nothing."""
+    check_is(body, project)
+    return platform.plan(body)
+
+
+@router.post("/v1/projects/{project}/apply", operation_id="apply")
+def apply(project: ProjectName, body: Project, platform: Served, by: By) -> Applied:
+    """Make the platform hold what the project defines. Answers when all is set going."""
+    check_is(body, project)
+    return platform.apply(body, by=by)
