@@ -8,7 +8,7 @@ from manta.definitions.base import Definition, FunctionPath, Name, Ref, digest, 
 from manta.definitions.datasets import Column, Contract, FeatureTable, Ingest
 from manta.definitions.endpoints import Endpoint
 from manta.definitions.features import FeatureRepo, Materialize, ViewInfo
-from manta.definitions.jobs import Job, Retry, Runnable
+from manta.definitions.jobs import Job, Policy, Retry, Runnable
 from manta.definitions.sources import Files
 from manta.definitions.training import AtLeast, AtMost, BeatsChampion, Examples, TimeSplit, Torch, Training
 from manta.errors import DefinitionInvalid
@@ -49,6 +49,7 @@ __all__ = [
     "Job",
     "Materialize",
     "Name",
+    "Policy",
     "Ref",
     "Retry",
     "Runnable",

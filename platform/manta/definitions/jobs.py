@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -31,8 +32,8 @@ class Retry(Frozen):
     backoff_most: float = Field(default=300.0, ge=0)
 
 
-class Runnable(Definition):
-    """A definition that ends: what a run executes.
+class Policy(Frozen):
+    """How a run is treated, not what it computes: a change of it makes nothing stale.
 
     Attributes:
         needs: names of jobs of the project that must have succeeded before, beyond those whose outputs it
@@ -45,11 +46,6 @@ class Runnable(Definition):
         priority: of the runs that wait, the higher goes first.
     """
 
-    # How a run is treated, not what it computes: a change of these makes nothing stale.
-    POLICY: ClassVar[frozenset[str]] = frozenset(
-        {"needs", "retry", "timeout", "deadline", "stop_grace", "priority"}
-    )
-
     needs: tuple[Name, ...] = ()
     retry: Retry = Retry()
     timeout: float | None = Field(default=None, gt=0)
@@ -57,8 +53,17 @@ class Runnable(Definition):
     stop_grace: float = Field(default=20.0, gt=0)
     priority: int = 0
 
+    @staticmethod
+    def of(definition: Mapping[str, Any]) -> Policy:
+        """That of a definition's JSON form, whatever its kind."""
+        return Policy(**{name: definition[name] for name in Policy.model_fields if name in definition})
+
+
+class Runnable(Definition, Policy):
+    """A definition that ends: what a run executes."""
+
     def fingerprinted(self) -> dict[str, Any]:
-        return {name: value for name, value in self.to_json().items() if name not in self.POLICY}
+        return {name: value for name, value in self.to_json().items() if name not in Policy.model_fields}
 
 
 class Job(Runnable):

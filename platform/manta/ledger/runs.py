@@ -92,8 +92,9 @@ class Progress(BaseModel):
 
 
 class Attempt(BaseModel):
-    """One try of a run. ``number`` counts from 1; ``environment`` is what it ran in: ``python``, ``manta``,
-    ``platform``, and ``lock``, a hash of what was installed."""
+    """One try of a run. ``number`` counts from 1; ``accepted_at`` is when Ray was first known to have it;
+    ``environment`` is what it ran in: ``python``, ``manta``, ``platform``, and ``lock``, a hash of what was
+    installed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -101,6 +102,7 @@ class Attempt(BaseModel):
     number: int
     submission: str
     started_at: datetime
+    accepted_at: datetime | None = None
     running_at: datetime | None = None
     ended_at: datetime | None = None
     end_reason: EndReason | None = None

@@ -267,6 +267,17 @@ class Ledger:
             progress=None,
         )
 
+    def accepted(self, run: Run) -> None:
+        """Ray has the submission of this attempt; written after Ray was asked. From then on an attempt that
+        Ray does not know is lost, and is not submitted again."""
+        same = and_(
+            t.attempts.c.run_id == run.id,
+            t.attempts.c.number == run.attempt,
+            t.attempts.c.accepted_at.is_(None),
+        )
+        with self._db.write() as db:
+            db.execute(update(t.attempts).where(same).values(accepted_at=now()))
+
     def request_stop(self, run_id: int, *, by: Actor) -> Run:
         """Ask for a run to be stopped; the controller does it. A run that has ended, or that is asked to
         already, stays as it is."""

@@ -86,7 +86,7 @@ runs = Table(
     sqlite_autoincrement=True,  # an id is never given twice, so that a submission's name is unique for good
 )
 
-# One try of a run. ``number`` counts from 1.
+# One try of a run. ``number`` counts from 1; ``accepted_at`` is when Ray was first known to have it.
 attempts = Table(
     "attempts",
     metadata,
@@ -94,6 +94,7 @@ attempts = Table(
     Column("number", Integer, primary_key=True),
     Column("submission", String(128), nullable=False, unique=True),
     Column("started_at", Instant, nullable=False),
+    Column("accepted_at", Instant),
     Column("running_at", Instant),
     Column("ended_at", Instant),
     Column("end_reason", String(32)),

@@ -27,6 +27,7 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer, primary_key=True),
         sa.Column("submission", sa.String(128), nullable=False, unique=True),
         sa.Column("started_at", Instant, nullable=False),
+        sa.Column("accepted_at", Instant),
         sa.Column("running_at", Instant),
         sa.Column("ended_at", Instant),
         sa.Column("end_reason", sa.String(32)),
