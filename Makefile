@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench clean lock
+.PHONY: install demo test lint bench soak-control clean lock
 
 install: $(STAMP)
 
@@ -31,6 +31,9 @@ lint: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks
+
+soak-control: install # SOAK="--kills 10 --parts server --seed 1" for less
+	$(BIN)/python -m tests.soak.control $(SOAK)
 
 lock: install
 	$(BIN)/pip install --quiet pip-tools

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,13 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from manta.errors import SettingsInvalid
 
 WORKER_VARIABLE = "MANTA_SETTINGS"  # how the control wing hands its settings to what it starts
+CLUSTER_VARIABLE = "MANTA_CLUSTER"  # in a Ray head's environment: the platform that the cluster belongs to
+
+ADDRESSES = {
+    *("home", "host", "ports", "ray_auth", "lake"),
+    *("server_url", "ray_url", "mlflow_url", "serve_url", "ledger_url"),
+}
+_PASSWORD = re.compile(r"(://[^/?#@:]*):[^/?#@]*@")
 
 
 class Ports(BaseModel):
@@ -104,6 +112,22 @@ class Settings(BaseSettings):
         return cls._checked({"profile": profile, **values}, str(path), Path(root))
 
     @classmethod
+    def on_cluster(cls, root: Path | str = ".") -> Self:
+        """In a job that was submitted straight to Ray: the settings of the project in ``root``, on the
+        platform that the cluster belongs to. A cluster that `manta up` did not start names its platform by
+        MANTA_* variables, or the project's own file does.
+
+        Raises:
+            SettingsInvalid: as :meth:`load`.
+        """
+        own = cls.load(root)
+        platform = os.environ.get(CLUSTER_VARIABLE)
+        if not platform or os.environ.get(WORKER_VARIABLE):
+            return own
+        mine = {"profile": own.profile, "project": own.project}
+        return cls._checked(json.loads(platform) | mine, CLUSTER_VARIABLE, Path(root))
+
+    @classmethod
     def _checked(cls, values: dict[str, Any], where: str, root: Path) -> Self:
         try:
             given = cls(**({"root": root} | values))
@@ -134,3 +158,14 @@ class Settings(BaseSettings):
     def for_worker(self) -> str:
         """The JSON to put into the environment of a worker as :data:`WORKER_VARIABLE`."""
         return self.model_dump_json()
+
+    def for_cluster(self) -> str:
+        """The JSON to put into the environment of a Ray head as :data:`CLUSTER_VARIABLE`, for every job
+        there to read: where the platform's parts are, and no password."""
+        found = self.model_dump(mode="json", include=ADDRESSES)
+        return json.dumps(
+            {
+                name: _PASSWORD.sub(r"\1@", value) if isinstance(value, str) else value
+                for name, value in found.items()
+            }
+        )

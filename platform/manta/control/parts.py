@@ -28,7 +28,7 @@ import psutil
 
 from manta.control import processes
 from manta.errors import SettingsInvalid, Unavailable
-from manta.settings import WORKER_VARIABLE, Settings
+from manta.settings import CLUSTER_VARIABLE, WORKER_VARIABLE, Settings
 
 # "-P": the working directory must not come first where modules are looked up.
 PYTHON = (sys.executable, "-P", "-m")
@@ -82,12 +82,12 @@ def all_parts(settings: Settings) -> tuple[Spec, ...]:
 
 def everybodys_env(settings: Settings) -> dict[str, str]:
     """The environment of every part: the caller's, without what would lead one astray."""
-    env = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MANTA_PROFILE")}
+    astray = ("RAY_ADDRESS", "MANTA_PROFILE", WORKER_VARIABLE, CLUSTER_VARIABLE)
+    env = {name: value for name, value in os.environ.items() if name not in astray}
     here = f"{settings.host},localhost"
     for name in ("NO_PROXY", "no_proxy"):
         env[name] = ",".join(filter(None, [env.get(name, ""), here]))
     return env | {
-        WORKER_VARIABLE: settings.for_worker(),
         "RAY_AUTH_MODE": settings.ray_auth,
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
@@ -103,6 +103,7 @@ def server(settings: Settings) -> Spec:
         attached=settings.server_url != f"http://{settings.host}:{settings.ports.server}",
         ports={"server": settings.ports.server},
         command=lambda: [*PYTHON, "manta.api"],
+        env={WORKER_VARIABLE: settings.for_worker()},
         answers=lambda: get_json(f"{settings.server_url}/healthz") is not None,
     )
 
@@ -237,6 +238,8 @@ def ray(settings: Settings) -> Spec:
         ports={name: getattr(settings.ports, name) for name in ("ray", "dashboard", "serve")},
         command=lambda: _ray_start(settings),
         env={
+            # Every job inherits it: one that was submitted straight to Ray finds the platform by it.
+            CLUSTER_VARIABLE: settings.for_cluster(),
             "RAY_USAGE_STATS_ENABLED": "0",
             # Made for laptops that cannot be part of a cluster: all of Ray stays on 127.0.0.1. Without it
             # Ray takes the machine's address instead, and anybody in the network could run code here.

@@ -143,12 +143,12 @@ def test_mlflow_keeps_runs_and_artifacts_in_the_state_folder(its: Settings, loca
     assert (its.home / "mlflow.db").stat().st_size > 100_000
 
 
-def test_a_job_on_ray_imports_manta_with_these_settings(its: Settings, local: Local) -> None:
-    code = "import manta.settings as s; print(s.Settings.load().project, s.Settings.load().ports.mlflow)"
+def test_a_job_on_ray_imports_manta_and_finds_the_platform(its: Settings, local: Local) -> None:
+    code = "from manta.settings import Settings as s; print(s.on_cluster().home, s.on_cluster().ports.mlflow)"
     assert ask(f"{its.ray_url}/api/v0/nodes")["data"]["result"]["result"][0]["resources_total"]["CPU"] == 3
     job = ask(f"{its.ray_url}/api/jobs/", {"entrypoint": f'{sys.executable} -c "{code}"'})["submission_id"]
     until(lambda: ask(f"{its.ray_url}/api/jobs/{job}")["status"] in ("SUCCEEDED", "FAILED"), 60)
-    assert f"test {its.ports.mlflow}" in ask(f"{its.ray_url}/api/jobs/{job}/logs")["logs"]
+    assert f"{its.home} {its.ports.mlflow}" in ask(f"{its.ray_url}/api/jobs/{job}/logs")["logs"]
 
 
 def test_what_was_killed_comes_back_and_the_rest_stays(its: Settings, local: Local) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from manta.control.processes import MARK
 from tests.conftest import free_ports
 
 BIN = Path(sys.executable).parent
@@ -54,7 +55,7 @@ def left_by(home: Path) -> list[str]:
     for process in psutil.process_iter():
         try:
             words = " ".join(process.cmdline())
-            known = str(home) in words or str(home) in process.environ().get("MANTA_SETTINGS", "")
+            known = str(home) in words or str(home) in process.environ().get(MARK, "")
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
         if known and process.pid != os.getpid():

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from manta.client import Client
+from manta.control.processes import MARK
 from manta.settings import Settings
 from tests.integration.platform.conftest import BIN, Commands
 
@@ -196,7 +197,7 @@ def test_ports_listen_on_the_loopback_only(flights: Commands) -> None:
     mine = set()
     for process in psutil.process_iter():
         try:
-            if home in process.environ().get("MANTA_SETTINGS", "") or home in " ".join(process.cmdline()):
+            if home in process.environ().get(MARK, "") or home in " ".join(process.cmdline()):
                 mine.add(process.pid)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue

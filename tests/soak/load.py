@@ -1,0 +1,129 @@
+"""Those who submit: four at once, over HTTP, each with its own idempotency keys, resending until answered."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from manta.project import Project, load
+from manta.settings import Settings
+
+# What is submitted, how often, and how it must end: state, end reason, attempts when none is lost.
+JOBS = {
+    "quick": (6, "SUCCEEDED", "DONE", 1),
+    "slow": (3, "SUCCEEDED", "DONE", 1),
+    "long": (1, "SUCCEEDED", "DONE", 1),
+    "fails": (2, "FAILED", "USER_ERROR", 1),
+    "flaky": (1, "SUCCEEDED", "DONE", 3),
+    "dies": (1, "SUCCEEDED", "DONE", 2),
+}
+SENT_TWICE = 0.15
+STOPPED = 0.3  # of the slow ones
+AT_ONCE = 3  # runs of one submitter that have not ended
+PATIENCE_SECONDS = 300.0
+
+
+@dataclass
+class Sent:
+    """One submission as its sender knows it: ``run`` is None until the server has answered."""
+
+    key: str
+    job: str
+    stopped: bool = False
+    run: int | None = None
+
+
+class Http:
+    """Asks the server until it answers: connections are lost, and it is down for a while."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client = httpx.Client(base_url=settings.server_url, timeout=30)
+
+    def ask(self, method: str, path: str, accept: tuple[int, ...] = (200, 201, 204), **content: Any) -> Any:
+        """Raises RuntimeError for an answer that is neither accepted nor "not now"."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                answer = self._client.request(method, path, headers=self._headers(), **content)
+            except httpx.TransportError:
+                answer = None
+            if answer is not None and answer.status_code in accept:
+                return answer
+            if answer is not None and answer.status_code not in (429, 503):
+                raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:2000]}")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{method} {path}: not answered for {PATIENCE_SECONDS:.0f} s")
+            time.sleep(0.1)
+
+    def _headers(self) -> dict[str, str]:
+        key = self._settings.home / "owner.key"
+        return {"Authorization": f"Bearer {key.read_text().strip()}"} if key.exists() else {}
+
+
+class Submitter(threading.Thread):
+    """Submits until told to end, and then waits until what it has submitted has ended."""
+
+    def __init__(self, number: int, seed: int, settings: Settings, project: Project, trace: Path) -> None:
+        super().__init__(name=f"submitter-{number}", daemon=True)
+        self.sent: list[Sent] = []
+        self.trouble: list[str] = []
+        self._ending = threading.Event()
+        self._chance = random.Random(f"{seed}-{number}")
+        self._number = number
+        self._http = Http(settings)
+        self._project = project
+        self._trace = trace
+
+    def end(self) -> None:
+        self._ending.set()
+
+    def run(self) -> None:
+        try:
+            active: list[Sent] = []
+            while not self._ending.is_set():
+                active = [sent for sent in active if not self._ended(sent)]
+                if len(active) < AT_ONCE:
+                    active.append(self._submit())
+                self._ending.wait(0.2)
+        except Exception as error:
+            self.trouble.append(f"{self.name}: {type(error).__name__}: {error}")
+
+    def _submit(self) -> Sent:
+        job = self._chance.choices(list(JOBS), [weight for weight, *_ in JOBS.values()])[0]
+        sent = Sent(f"{self._number}-{len(self.sent)}", job)
+        self.sent.append(sent)
+        sent.run = self._post(sent)
+        if self._chance.random() < SENT_TWICE and self._post(sent) != sent.run:
+            self.trouble.append(f"key {sent.key}: a second run for the same submission")
+        if job == "slow" and self._chance.random() < STOPPED:
+            self._ending.wait(self._chance.uniform(0, 5))
+            sent.stopped = True
+            self._http.ask("POST", f"/v1/runs/{sent.run}/stop")
+        return sent
+
+    def _post(self, sent: Sent) -> int:
+        body = {
+            "project": self._project.model_dump(mode="json"),
+            "job": sent.job,
+            "params": {"trace": str(self._trace)},
+            "key": sent.key,
+        }
+        path = f"/v1/projects/{self._project.name}/runs"
+        return int(self._http.ask("POST", path, json=body).json()["id"])
+
+    def _ended(self, sent: Sent) -> bool:
+        return bool(self._http.ask("GET", f"/v1/runs/{sent.run}").json()["ended_at"])
+
+
+def prepare(settings: Settings) -> Project:
+    """Load the soak's project and put its package; the server is up."""
+    project, content = load(settings)
+    Http(settings).ask("PUT", f"/v1/packages/{project.package}", content=content)
+    return project
