@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from manta.errors import SettingsInvalid
-from manta.settings import WORKER_VARIABLE, Settings
+from manta.settings import CLUSTER_VARIABLE, WORKER_VARIABLE, Settings
 
 
 def write(root: Path, text: str) -> None:
@@ -55,3 +55,28 @@ def test_a_wrong_file_is_named_with_the_field(tmp_path: Path, text: str, word: s
 def test_an_unknown_profile_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsInvalid, match="prod"):
         Settings.load(tmp_path, profile="prod")
+
+
+def test_a_job_straight_on_ray_finds_the_platform_and_not_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = Settings(
+        project="theirs",
+        home=tmp_path / "home",
+        server_url="http://head:1",
+        ledger_url="postgresql://ada:s3cret@db:5432/ledger",
+    )._resolved()
+    monkeypatch.setenv(CLUSTER_VARIABLE, head.for_cluster())
+    assert "s3cret" not in head.for_cluster()
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster/local.yaml").write_text("project: mine\nlake: /elsewhere")
+    mine = Settings.on_cluster(tmp_path)
+    assert (mine.project, mine.root) == ("mine", tmp_path)
+    assert (mine.server_url, mine.home, mine.lake) == (head.server_url, head.home, head.lake)
+    assert mine.ledger_url == "postgresql://ada@db:5432/ledger"
+    monkeypatch.setenv("MANTA_LEDGER_URL", head.ledger_url)  # as a cluster hands a secret to its pods
+    assert Settings.on_cluster(tmp_path).ledger_url == head.ledger_url
+
+
+def test_a_job_on_a_cluster_of_nobody_has_the_settings_of_its_project(tmp_path: Path) -> None:
+    assert Settings.on_cluster(tmp_path) == Settings.load(tmp_path)

@@ -1,4 +1,6 @@
 """`python -m manta.worker RUN`: load the project that the run was submitted with, and do its kind of work.
+`python -m manta.worker NAME [--param k=v …]`, in a job submitted straight to Ray, makes the run first
+(:mod:`manta.worker.adopt`).
 
 The working directory is the project as packaged. Settings come from whoever started this process, in
 MANTA_SETTINGS. Exit status 0 when the run SUCCEEDED; 1 when it FAILED; 3 when the run is not this
@@ -115,8 +117,27 @@ def _ended(context: RunContext, state: State, reason: EndReason, message: str) -
     return 0
 
 
+def adopted(words: list[str]) -> int:
+    """Exit status: as of :func:`main`; 1 also when the platform does not take the run, and nothing is run."""
+    from manta.worker.adopt import adopt
+
+    try:
+        run = adopt(words)
+    except MantaError as error:
+        print(f"manta: {error.message}\n  {error.hint}", file=sys.stderr)
+        return 1
+    if run.state.ended:
+        # A submission is one run, once and for all: also on another cluster, where Ray takes it again.
+        print(f"manta: run {run.id} has ended: {run.state}. To run it again, submit under another name")
+        return 0 if run.state is State.SUCCEEDED else 1
+    return main(run.id, run.submission)
+
+
 if __name__ == "__main__":
-    code = main(int(sys.argv[1]), os.environ.get("MANTA_SUBMISSION", ""))
+    if sys.argv[1].isdecimal():
+        code = main(int(sys.argv[1]), os.environ.get("MANTA_SUBMISSION", ""))
+    else:
+        code = adopted(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     # Engines leave threads behind that can hold up a normal exit for seconds; everything is written by now.
