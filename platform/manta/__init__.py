@@ -27,6 +27,7 @@ _PUBLIC = {
     "Materialize": "manta.definitions",
     "Retry": "manta.definitions",
     "RunContext": "manta.ledger.context",
+    "Secret": "manta.secrets",
     "Settings": "manta.settings",
     "TimeSplit": "manta.definitions",
     "Torch": "manta.definitions",

@@ -5,6 +5,7 @@
     │   ├── DefinitionInvalid        a definition, or the project that holds it      (422)
     │   ├── SettingsInvalid          cluster/<profile>.yaml or a MANTA_* variable    (400)
     │   ├── SourceUnreadable         a source is missing, or has another shape       (422)
+    │   ├── SecretUnreadable         a named secret is not where it is said to be    (422)
     │   ├── ContractBroken           too many rows refused, a column gone            (422)
     │   ├── RequestInvalid           an HTTP request                                 (400)
     │   │   ├── TooLarge             its body                                        (413)
@@ -77,6 +78,11 @@ class SettingsInvalid(InvalidInput):
 
 class SourceUnreadable(InvalidInput):
     code = "source_unreadable"
+    http_status = 422
+
+
+class SecretUnreadable(InvalidInput):
+    code = "secret_unreadable"
     http_status = 422
 
 

@@ -6,17 +6,20 @@ default under the state folder, started or made by `manta up`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import re
+import threading
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from manta.errors import SettingsInvalid
+from manta.secrets import mapped, plain_passwords, without_passwords
 
 WORKER_VARIABLE = "MANTA_SETTINGS"  # how the control wing hands its settings to what it starts
 CLUSTER_VARIABLE = "MANTA_CLUSTER"  # in a Ray head's environment: the platform that the cluster belongs to
@@ -25,7 +28,6 @@ ADDRESSES = {
     *("home", "host", "ports", "ray_auth", "lake"),
     *("server_url", "ray_url", "mlflow_url", "serve_url", "ledger_url"),
 }
-_PASSWORD = re.compile(r"(://[^/?#@:]*):[^/?#@]*@")
 
 
 class Ports(BaseModel):
@@ -40,8 +42,28 @@ class Ports(BaseModel):
     dashboard: int = 8265
 
 
+class OpenLineage(BaseModel):
+    """Where the runs are told as OpenLineage events: a consumer's URL, or a file that they are added to, one
+    line of JSON each. ``key`` is sent to the URL as a bearer token."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = ""
+    file: str = ""
+    key: str = ""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> OpenLineage:
+        if bool(self.url) == bool(self.file):
+            raise ValueError("give url or file")
+        return self
+
+
 class Settings(BaseSettings):
-    """
+    """A text may hold references to secrets, ``${env:NAME}``, ``${file:/path}`` or
+    ``${k8s:namespace/name/key}`` (see :mod:`manta.secrets`): they are read by the process that opens the
+    connection, and nowhere else.
+
     Attributes:
         profile: which `cluster/<profile>.yaml` was read.
         project: the project's name: its namespace in the ledger, in Feast and among the endpoints.
@@ -53,6 +75,7 @@ class Settings(BaseSettings):
         cpus: logical CPUs that a local Ray head offers; 0 lets manta choose.
         ray_auth: Ray's RAY_AUTH_MODE, always set explicitly.
         concurrent_runs: the most runs at work at once.
+        openlineage: where runs are told as OpenLineage events; nowhere unless given.
     """
 
     model_config = SettingsConfigDict(
@@ -74,6 +97,7 @@ class Settings(BaseSettings):
     cpus: int = Field(default=0, ge=0)
     ray_auth: str = "disabled"
     concurrent_runs: int = Field(default=3, ge=1)
+    openlineage: OpenLineage | None = None
 
     @classmethod
     def settings_customise_sources(
@@ -155,17 +179,37 @@ class Settings(BaseSettings):
             }
         )
 
+    def shown(self) -> dict[str, Any]:
+        """All of them as JSON values, with the passwords in URLs hidden: to be shown to people."""
+        return {
+            name: mapped(value, without_passwords) for name, value in self.model_dump(mode="json").items()
+        }
+
     def for_worker(self) -> str:
-        """The JSON to put into the environment of a worker as :data:`WORKER_VARIABLE`."""
-        return self.model_dump_json()
+        """The JSON to put into the environment of a worker as :data:`WORKER_VARIABLE`. It holds no password,
+        for whoever sees Ray's dashboard reads it: one that is written out in a URL is kept in a file of the
+        state folder, which the caller's user alone may read, and is named by it."""
+        return json.dumps(mapped(self.model_dump(mode="json"), self._handed_over))
 
     def for_cluster(self) -> str:
         """The JSON to put into the environment of a Ray head as :data:`CLUSTER_VARIABLE`, for every job
-        there to read: where the platform's parts are, and no password."""
+        there to read: where the platform's parts are, and no password, as :meth:`for_worker`."""
         found = self.model_dump(mode="json", include=ADDRESSES)
-        return json.dumps(
-            {
-                name: _PASSWORD.sub(r"\1@", value) if isinstance(value, str) else value
-                for name, value in found.items()
-            }
-        )
+        return json.dumps(mapped(found, self._handed_over))
+
+    def _handed_over(self, text: str) -> str:
+        for password in dict.fromkeys(plain_passwords(text)):
+            named = self._kept(unquote(password))
+            text = text.replace(f":{password}@", f":{named}@").replace(f"={password}", f"={named}")
+        return text
+
+    def _kept(self, value: str) -> str:
+        name = hashlib.sha256(value.encode()).hexdigest()[:16]
+        path = self.home / "secrets" / name
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(value)
+            partial.replace(path)
+        return f"${{file:{path}}}"

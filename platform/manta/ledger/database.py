@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from manta.errors import ExtraMissing, SettingsInvalid, Unavailable
+from manta.secrets import redactor, resolve_url, without_passwords
 
 READS = "manta_reads"  # the execution option of a transaction that will not write
 
@@ -23,13 +24,16 @@ def now() -> datetime:
 class Database:
     """A pool of connections. Safe to use from several threads and processes.
 
+    The secrets that the URL names are read here; ``url`` is what may be shown of it.
+
     Raises:
+        SecretUnreadable: one of them is not there.
         SettingsInvalid: the URL is not one of SQLite or PostgreSQL.
         ExtraMissing: PostgreSQL's driver is not installed.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = without_passwords(url)
         self.engine = _open(url)
         self._reader = self.engine.execution_options(**{READS: True})
 
@@ -80,14 +84,14 @@ def _mapped(database: Database) -> Iterator[None]:
         if not database.is_sqlite:
             database.engine.dispose()
         raise Unavailable(
-            f"the ledger at {database.engine.url.render_as_string()} does not answer: {error.orig}",
+            f"the ledger at {database.url} does not answer: {redactor.text(str(error.orig))}",
             hint="is its database up? what was not committed is sent again by who sent it",
         ) from error
 
 
 def _open(url: str) -> Engine:
     try:
-        made = make_url(url)
+        made = make_url(resolve_url(url))
         if made.get_backend_name() not in ("sqlite", "postgresql"):
             raise SettingsInvalid(
                 f"ledger_url names {made.get_backend_name()}",
@@ -99,7 +103,8 @@ def _open(url: str) -> Engine:
         engine = create_engine(made)
     except (ArgumentError, NoSuchModuleError) as error:
         raise SettingsInvalid(
-            f"ledger_url: {error}", hint="use sqlite:///… or postgresql+psycopg://…"
+            f"ledger_url: {without_passwords(redactor.text(str(error)))}",
+            hint="use sqlite:///… or postgresql+psycopg://…",
         ) from None
     except ModuleNotFoundError as error:
         raise ExtraMissing(

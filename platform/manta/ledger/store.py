@@ -24,6 +24,7 @@ from manta.ledger.database import Database, now
 from manta.ledger.leases import Leases
 from manta.ledger.projects import Projects
 from manta.ledger.runs import ACTIVE, Attempt, EndReason, Progress, Run, State, Version, check_move
+from manta.secrets import redactor, without_passwords
 
 
 class Event(NamedTuple):
@@ -38,7 +39,7 @@ class Ledger:
     """Opens the ledger at a SQLAlchemy URL. Safe to use from several threads and processes."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = without_passwords(url)
         self._db = Database(url)
         self.versions = versions.Versions(self._db)
         self.aliases = Aliases(self._db)
@@ -229,11 +230,12 @@ class Ledger:
             Conflict: the move is not legal, or the run has changed its state or attempt since it was seen.
         """
         check_move(run.id, run.state, to)
+        message = redactor.text(message)
         values: dict[str, Any] = {"state": to, "message": message, **fields}
         if end_reason is not None and to.ended:
             values["end_reason"] = end_reason
         if metrics is not None:
-            values["metrics"] = dict(metrics)
+            values["metrics"] = redactor.value(dict(metrics))
         if to.ended:
             values["ended_at"] = now()
         with self._db.write() as db:
@@ -298,7 +300,7 @@ class Ledger:
         no longer the run's."""
         values: dict[str, Any] = {"heartbeat_at": now()}
         if progress is not None:
-            values["progress"] = progress.model_dump()
+            values["progress"] = redactor.value(progress.model_dump())
         mine = and_(
             t.runs.c.id == run_id,
             t.runs.c.attempt == attempt,
@@ -306,6 +308,11 @@ class Ledger:
         )
         with self._db.write() as db:
             return db.execute(update(t.runs).where(mine).values(values)).rowcount == 1
+
+    def ran_in(self, run: Run, environment: Mapping[str, Any]) -> None:
+        """Keep with the run's present attempt what it runs in."""
+        with self._db.write() as db:
+            self._change_attempt(db, run, environment=dict(environment))
 
     @staticmethod
     def _new_attempt(db: Connection, run_id: int, number: int, submission: str) -> None:

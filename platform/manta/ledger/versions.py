@@ -11,6 +11,7 @@ from manta.errors import NotFound
 from manta.ledger import tables as t
 from manta.ledger.database import Database
 from manta.ledger.runs import Run, State, Version
+from manta.secrets import redactor
 
 
 class Versions:
@@ -93,7 +94,7 @@ def outputs_named(runs: list[Run], kind: str) -> list[tuple[Version, Run]]:
 
 def put(db: Connection, run_id: int, direction: str, version: Version) -> None:
     """Write a version in the caller's transaction; a run has one of each name and direction."""
-    values = {"version": version.version, "detail": version.detail}
+    values = {"version": redactor.text(version.version), "detail": redactor.value(version.detail)}
     same = and_(
         t.versions.c.run_id == run_id,
         t.versions.c.direction == direction,

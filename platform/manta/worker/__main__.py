@@ -24,7 +24,9 @@ from manta.errors import Conflict, GateFailed, MantaError
 from manta.ledger.context import RunContext
 from manta.ledger.runs import EndReason, Run, State
 from manta.ledger.store import Ledger
+from manta.secrets import remember
 from manta.settings import Settings
+from manta.worker import environment, output
 
 # Which module of the data wing does a kind's work, and whether it needs Ray to be connected first.
 EXECUTORS = {
@@ -48,7 +50,10 @@ def main(run_id: int, submission: str) -> int:
         print(f"manta: run {run_id} is {run.state} as {run.submission}; nothing to do for {submission}")
         return 3
     run = ledger.move(run, State.RUNNING)
+    remember([run.definition, run.params, settings.model_dump(mode="json")])
+    output.guard()  # before there are threads: it forks
     print(f"manta: run {run.id} ({run.kind} {run.job}), attempt {run.attempt}", flush=True)
+    ledger.ran_in(run, environment.describe(root))
     _heartbeat(ledger, run)
     context = RunContext(settings, ledger, run, from_json(run.definition), root)
     try:
@@ -138,7 +143,6 @@ if __name__ == "__main__":
         code = main(int(sys.argv[1]), os.environ.get("MANTA_SUBMISSION", ""))
     else:
         code = adopted(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    output.finish()
     # Engines leave threads behind that can hold up a normal exit for seconds; everything is written by now.
     os._exit(code)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from manta.definitions import Job, load_function
 from manta.ledger.context import RunContext
+from manta.secrets import resolve
 
 
 def execute(context: RunContext) -> None:
     definition: Job = context.definition
-    context.params = {**definition.params, **context.params}
+    context.params = resolve({**definition.params, **context.params})
     load_function(definition.fn)(context)
