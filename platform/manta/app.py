@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 from manta.control.controller import Controller, package_file, run_logs
 from manta.control.engine import Engine, RayEngine
 from manta.definitions import Endpoint, digest, from_json
-from manta.errors import InvalidInput, NotFound
+from manta.errors import InvalidInput, NotFound, Unavailable
 from manta.ledger.actor import Actor
 from manta.ledger.endpoints import EndpointRow
 from manta.ledger.runs import ACTIVE, Attempt, Run, State
@@ -21,6 +22,8 @@ from manta.ledger.store import Event, Ledger
 from manta.plan import Action, Held, Plan, plan
 from manta.project import Project
 from manta.settings import Settings
+
+READY_SECONDS = 1.0
 
 
 class Applied(BaseModel):
@@ -50,6 +53,18 @@ class EndpointInfo(BaseModel):
     message: str
 
 
+class Readiness(BaseModel):
+    """What each part says: ``ok``, or what is wrong. ``controller`` is the leading one."""
+
+    ledger: str = "ok"
+    controller: str = "ok"
+    ray: str = "ok"
+
+    @property
+    def problems(self) -> dict[str, str]:
+        return {name: said for name, said in self.model_dump().items() if said != "ok"}
+
+
 class Platform:
     """One per server process. Thread-safe. ``start`` begins the control loop; ``close`` ends it."""
 
@@ -60,6 +75,9 @@ class Platform:
         self.controller = Controller(settings, self.ledger, self.engine)
         self._thread: threading.Thread | None = None
         self._applying = threading.Lock()
+        self._looking = threading.Lock()
+        self._looked_until = 0.0
+        self._ready = Readiness()
 
     def start(self) -> None:
         self.ledger.create()
@@ -71,6 +89,18 @@ class Platform:
         if self._thread:
             self._thread.join(timeout=10)
         self.ledger.close()
+
+    def readiness(self) -> Readiness:
+        """Whether the parts that it needs answer; asked of them at most once a second."""
+        with self._looking:
+            if time.monotonic() >= self._looked_until:
+                self._ready = Readiness(
+                    ledger=_said(self.ledger.identity),
+                    controller=self.controller.trouble or "ok",
+                    ray=_said(self.engine.check),
+                )
+                self._looked_until = time.monotonic() + READY_SECONDS
+            return self._ready
 
     # --- plan and apply -------------------------------------------------------------------------------
 
@@ -328,3 +358,11 @@ class Platform:
             served=row.served,
             message=row.message,
         )
+
+
+def _said(part: Callable[[], object]) -> str:
+    try:
+        part()
+    except Unavailable as error:
+        return error.message
+    return "ok"

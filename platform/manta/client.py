@@ -10,6 +10,7 @@ client.predict("delay", {"keys": {...}})
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,7 +46,9 @@ class Client:
     def __init__(self, settings: Settings, url: str) -> None:
         self.settings = settings
         self.url = url
-        self._http = httpx.Client(base_url=url, timeout=60.0)
+        key = _key(settings)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, timeout=60.0, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +60,7 @@ class Client:
         """Raises:
         PlatformDown: nothing answers, or the platform of another project does.
         """
-        found: dict[str, Any] = self._json("GET", "/healthz")
+        found: dict[str, Any] = self._json("GET", "/v1/me")
         if found["project"] != self.settings.project:
             raise PlatformDown(
                 f"{self.url} serves the project {found['project']!r} in {found['root']}, "
@@ -189,7 +192,11 @@ class Client:
             if model in (endpoint.name, endpoint.model):
                 url = f"{endpoint.url}/predict"
                 params = {"features": "true"} if features else None
-                answer: dict[str, Any] = self._json("POST", url, json=dict(body), params=params)
+                # The key is for the server, not for what serves endpoints.
+                headers = {"Authorization": ""}
+                answer: dict[str, Any] = self._json(
+                    "POST", url, json=dict(body), params=params, headers=headers
+                )
                 return answer
         served = ", ".join(endpoint.name for endpoint in endpoints)
         raise NotFound(
@@ -216,6 +223,14 @@ class Client:
         if answer.status_code in accept:
             return answer
         raise _problem(answer)
+
+
+def _key(settings: Settings) -> str:
+    """The API key to show: MANTA_API_KEY, or what is in MANTA_API_KEY_FILE, or the owner's own."""
+    if os.environ.get("MANTA_API_KEY"):
+        return os.environ["MANTA_API_KEY"].strip()
+    path = Path(os.environ.get("MANTA_API_KEY_FILE") or settings.home / "owner.key")
+    return path.read_text().strip() if path.is_file() else ""
 
 
 def _problem(answer: httpx.Response) -> MantaError:

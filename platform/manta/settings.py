@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import unquote
 
 import yaml
@@ -19,7 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from manta.errors import SettingsInvalid
+from manta.ledger.roles import Role
 from manta.secrets import mapped, plain_passwords, without_passwords
+
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 
 WORKER_VARIABLE = "MANTA_SETTINGS"  # how the control wing hands its settings to what it starts
 CLUSTER_VARIABLE = "MANTA_CLUSTER"  # in a Ray head's environment: the platform that the cluster belongs to
@@ -59,6 +62,31 @@ class OpenLineage(BaseModel):
         return self
 
 
+class Oidc(BaseModel):
+    """Tokens of an OpenID Connect issuer that the server accepts.
+
+    Attributes:
+        issuer, audience: what a token's ``iss`` and ``aud`` must be.
+        jwks_url: where the issuer publishes its keys; read from its discovery document unless given.
+        algorithms: the signatures accepted; none of them symmetric.
+        name_claim: the claim that names the principal, ``user:<claim>``.
+        groups_claim: the claim that lists the principal's groups; empty for none.
+        groups: group → project (or "*") → role.
+        leeway_seconds: how far the issuer's clock may be from ours.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: str = Field(min_length=1)
+    audience: str = Field(min_length=1)
+    jwks_url: str = ""
+    algorithms: tuple[Algorithm, ...] = Field(default=("RS256", "ES256"), min_length=1)
+    name_claim: str = "sub"
+    groups_claim: str = ""
+    groups: dict[str, dict[str, Role]] = {}
+    leeway_seconds: float = Field(default=10.0, ge=0, le=120)
+
+
 class Settings(BaseSettings):
     """A text may hold references to secrets, ``${env:NAME}``, ``${file:/path}`` or
     ``${k8s:namespace/name/key}`` (see :mod:`manta.secrets`): they are read by the process that opens the
@@ -76,6 +104,11 @@ class Settings(BaseSettings):
         ray_auth: Ray's RAY_AUTH_MODE, always set explicitly.
         concurrent_runs: the most runs at work at once.
         openlineage: where runs are told as OpenLineage events; nowhere unless given.
+        oidc: whose tokens the server accepts, beside API keys.
+        pepper_file: the secret under which API keys are digested; `<home>/pepper`, made when there is none,
+            unless given. All servers of one ledger need the same.
+        requests_per_minute: what the server answers one principal; 0 for no limit.
+        failures_per_minute: failed log-ins from one address, or for one key, before both are locked out.
     """
 
     model_config = SettingsConfigDict(
@@ -98,6 +131,10 @@ class Settings(BaseSettings):
     ray_auth: str = "disabled"
     concurrent_runs: int = Field(default=3, ge=1)
     openlineage: OpenLineage | None = None
+    oidc: Oidc | None = None
+    pepper_file: Path | None = None
+    requests_per_minute: int = Field(default=12_000, ge=0)
+    failures_per_minute: int = Field(default=20, ge=1)
 
     @classmethod
     def settings_customise_sources(

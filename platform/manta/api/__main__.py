@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import uvicorn
 
@@ -16,7 +17,18 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = Settings.load(".")
     platform = Platform(settings)
-    uvicorn.run(create(platform), host=settings.host, port=settings.ports.server, log_level="warning")
+    # Failed log-ins are counted by address: who stands in front of this server, and may name another, is said
+    # in FORWARDED_ALLOW_IPS.
+    behind_proxy = bool(os.environ.get("FORWARDED_ALLOW_IPS"))
+    uvicorn.run(
+        create(platform),
+        host=settings.host,
+        port=settings.ports.server,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=behind_proxy,
+    )
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Generic, TypeVar
 from fastapi import Depends, Path, Query, Request
 from pydantic import BaseModel
 
+from manta.api.identity import Principal
 from manta.app import Platform
 from manta.errors import DefinitionInvalid
-from manta.ledger.actor import OWNER, Actor
+from manta.ledger.actor import Actor
 from manta.project import Project
 
 MOST_ROWS = 1000
@@ -39,12 +40,17 @@ async def _platform(request: Request) -> Platform:
     return platform
 
 
+async def _principal(request: Request) -> Principal:
+    principal: Principal = request.state.principal
+    return principal
+
+
 async def _by(request: Request) -> Actor:
-    principal = getattr(request.state, "principal", None)
-    return Actor(principal.name, "http") if principal is not None else OWNER
+    return Actor(request.state.principal.name, "http")
 
 
 Served = Annotated[Platform, Depends(_platform)]
+Who = Annotated[Principal, Depends(_principal)]
 By = Annotated[Actor, Depends(_by)]
 ProjectName = Annotated[str, Path(pattern=r"^[a-z][a-z0-9_]{0,30}$", examples=["flights"])]
 RunId = Annotated[int, Path(ge=1, le=BIGGEST_ID, examples=[1])]

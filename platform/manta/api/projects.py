@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from manta.api.context import By, ProjectName, Served, check_is
+from manta.api.context import By, ProjectName, Served, Who, check_is
 from manta.app import Applied
 from manta.plan import Plan
 from manta.project import Project
@@ -13,9 +13,9 @@ router = APIRouter(tags=["projects"])
 
 
 @router.get("/v1/projects", operation_id="projects")
-def projects(platform: Served) -> list[str]:
+def projects(platform: Served, who: Who) -> list[str]:
     """The names of the projects that one may see."""
-    return platform.projects()
+    return [name for name in platform.projects() if who.sees(name)]
 
 
 @router.post("/v1/projects/{project}/plan", operation_id="plan")

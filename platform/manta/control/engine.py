@@ -67,6 +67,9 @@ class Engine(Protocol):
     def apps(self) -> Mapping[str, EngineApp]:
         """The serving applications there are."""
 
+    def check(self) -> None:
+        """Returns when it answers."""
+
 
 class RayEngine:
     """Ray, through the Jobs and Serve REST APIs."""
@@ -154,6 +157,9 @@ class RayEngine:
     def apps(self) -> Mapping[str, EngineApp]:
         listed = self._call("GET", "/api/serve/applications/").json().get("applications", {})
         return {name: EngineApp(app["status"], _why(app)) for name, app in listed.items()}
+
+    def check(self) -> None:
+        self._call("GET", "/api/version")
 
     def _call(
         self, method: str, path: str, accept: tuple[int, ...] = (200,), **content: Any

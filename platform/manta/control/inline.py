@@ -76,3 +76,6 @@ class InlineEngine:
 
     def apps(self) -> Mapping[str, EngineApp]:
         return {}
+
+    def check(self) -> None:
+        """It is here."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import and_, delete, insert, select, update
@@ -13,8 +14,7 @@ from manta.ledger import audit
 from manta.ledger import tables as t
 from manta.ledger.actor import Actor
 from manta.ledger.database import Database, now
-
-EVERY_PROJECT = "*"
+from manta.ledger.roles import EVERY_PROJECT, Role
 
 
 class ApiKey(BaseModel):
@@ -32,6 +32,14 @@ class ApiKey(BaseModel):
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
+
+
+class Grant(NamedTuple):
+    """``project`` "*" is every project."""
+
+    principal: str
+    project: str
+    role: str
 
 
 class Access:
@@ -69,6 +77,21 @@ class Access:
             row = db.execute(select(t.api_keys).where(t.api_keys.c.prefix == prefix)).mappings().first()
         return ApiKey(**row) if row else None
 
+    def open(self, prefix: str) -> tuple[ApiKey, dict[str, str]] | None:
+        """A key and the roles of its principal, as one read; None when there is no such key."""
+        same = t.grants.c.principal == t.api_keys.c.principal
+        query = (
+            select(t.api_keys, t.grants.c.project, t.grants.c.role)
+            .select_from(t.api_keys.outerjoin(t.grants, same))
+            .where(t.api_keys.c.prefix == prefix)
+        )
+        with self._db.read() as db:
+            rows = db.execute(query).mappings().all()
+        if not rows:
+            return None
+        key = ApiKey(**{name: rows[0][name] for name in ApiKey.model_fields})
+        return key, {row["project"]: row["role"] for row in rows if row["project"] is not None}
+
     def keys(self) -> list[ApiKey]:
         """Newest first."""
         with self._db.read() as db:
@@ -89,9 +112,11 @@ class Access:
                 db.execute(update(t.api_keys).where(t.api_keys.c.prefix == prefix).values(revoked_at=now()))
                 audit.append(db, by, "key.revoke", f"key:{prefix}")
 
-    def used(self, prefix: str) -> None:
+    def used(self, prefixes: Iterable[str], at: datetime) -> None:
+        """Write down when keys were used last. Not called with each use: each read would be a write."""
         with self._db.write() as db:
-            db.execute(update(t.api_keys).where(t.api_keys.c.prefix == prefix).values(last_used_at=now()))
+            these = t.api_keys.c.prefix.in_(list(prefixes))
+            db.execute(update(t.api_keys).where(these).values(last_used_at=at))
 
     def grant(self, principal: str, project: str, role: str, *, by: Actor) -> None:
         """Give ``principal`` that role in ``project`` ("*": in all), in place of the one it had there."""
@@ -101,6 +126,7 @@ class Access:
             audit.append(db, by, "grant", principal, project=project, role=role)
 
     def take_away(self, principal: str, project: str, *, by: Actor) -> None:
+        """From now on the principal holds no role there. Taking it away again changes nothing."""
         same = and_(t.grants.c.principal == principal, t.grants.c.project == project)
         with self._db.write() as db:
             if db.execute(delete(t.grants).where(same)).rowcount:
@@ -112,8 +138,10 @@ class Access:
         with self._db.read() as db:
             return dict(db.execute(query).tuples().all())
 
-    def grants(self) -> list[tuple[str, str, str]]:
-        """``(principal, project, role)`` of all."""
+    def grants(self) -> list[Grant]:
         query = select(t.grants).order_by(t.grants.c.principal, t.grants.c.project)
         with self._db.read() as db:
-            return [(row.principal, row.project, row.role) for row in db.execute(query)]
+            return [Grant(row.principal, row.project, row.role) for row in db.execute(query)]
+
+
+__all__ = ["EVERY_PROJECT", "Access", "ApiKey", "Grant", "Role"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, insert, select, update
+from sqlalchemy import Connection, and_, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from manta.errors import Conflict, NotFound
@@ -23,6 +23,7 @@ from manta.ledger.aliases import Aliases
 from manta.ledger.database import Database, now
 from manta.ledger.leases import Leases
 from manta.ledger.projects import Projects
+from manta.ledger.requests import Requests
 from manta.ledger.runs import ACTIVE, Attempt, EndReason, Progress, Run, State, Version, check_move
 from manta.secrets import redactor, without_passwords
 
@@ -47,6 +48,7 @@ class Ledger:
         self.leases = Leases(self._db)
         self.access = Access(self._db)
         self.audit = audit.Audit(self._db)
+        self.requests = Requests(self._db)
 
     def create(self) -> None:
         """Bring the tables to this version of manta. Called by `manta up` and the server, before anything
@@ -144,6 +146,17 @@ class Ledger:
         if not found:
             raise NotFound(f"there is no run {run_id}", hint="`manta runs` lists them")
         return found[0]
+
+    def project_of(self, run_id: int) -> str | None:
+        """The project of a run; None when there is no such run."""
+        with self._db.read() as db:
+            return db.execute(select(t.runs.c.project).where(t.runs.c.id == run_id)).scalar_one_or_none()
+
+    def count(self) -> dict[State, int]:
+        """How many runs there are in each state; of states that have none, nothing."""
+        query = select(t.runs.c.state, func.count()).group_by(t.runs.c.state)
+        with self._db.read() as db:
+            return {State(state): number for state, number in db.execute(query).tuples()}
 
     def runs(
         self,

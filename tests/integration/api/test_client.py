@@ -101,12 +101,15 @@ def test_one_key_is_one_run(client: Client) -> None:
 
 
 def test_problems_are_problem_objects(client: Client) -> None:
-    answer = httpx.get(f"{client.url}/v1/runs/99")
-    assert answer.status_code == 404
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["code"] == "not_found"
-    assert httpx.post(f"{client.url}/v1/projects/test/plan", content="{").status_code == 400
-    assert httpx.put(f"{client.url}/v1/packages/{'0' * 32}", content=b"other").status_code == 400
+    key = (client.settings.home / "owner.key").read_text().strip()
+    with httpx.Client(base_url=client.url, headers={"Authorization": f"Bearer {key}"}) as http:
+        answer = http.get("/v1/runs/99")
+        assert answer.status_code == 404
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["code"] == "not_found"
+        json = {"Content-Type": "application/json"}
+        assert http.post("/v1/projects/test/plan", content="{", headers=json).status_code == 400
+        assert http.put(f"/v1/packages/{'0' * 32}", content=b"other").status_code == 400
 
 
 def test_another_projects_platform_is_not_spoken_to(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,8 @@ def test_nothing_that_is_written_holds_the_secret(
     until = time.monotonic() + 60
     while "last words" not in platform.logs(done.id):
         assert time.monotonic() < until
-    client = TestClient(create(platform))
+    app = create(platform)
+    client = TestClient(app, headers={"Authorization": f"Bearer {app.state.identity.prepare()}"})
     paths = [
         path.format(run_id=done.id, project="test")
         for path in (
@@ -84,7 +85,9 @@ def test_nothing_that_is_written_holds_the_secret(
         )
     ]
     for path in paths:
-        assert canary.found_in(client.get(path).content) == [], path
+        answer = client.get(path)
+        assert answer.status_code == 200, path
+        assert canary.found_in(answer.content) == [], path
     assert canary.in_ledger(postgres_url) == []
     assert canary.in_files(platform.settings.root) == []
     assert list(platform.settings.root.rglob("*.log"))
