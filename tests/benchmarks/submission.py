@@ -76,8 +76,9 @@ def main() -> None:
 
 
 def _measure(settings: Settings, folder: Path) -> None:
-    import manta
     from ray.job_submission import JobSubmissionClient
+
+    import manta
 
     client = manta.connect(root=settings.root)
     jobs = JobSubmissionClient(settings.ray_url)
