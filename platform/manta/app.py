@@ -17,6 +17,7 @@ from manta.definitions import Endpoint, digest, from_json
 from manta.errors import InvalidInput, NotFound, Unavailable
 from manta.ledger.actor import Actor
 from manta.ledger.endpoints import EndpointRow
+from manta.ledger.lineage import DEPTH, SIZE, Direction, Lineage
 from manta.ledger.runs import ACTIVE, Attempt, Run, State
 from manta.ledger.store import Event, Ledger
 from manta.plan import Action, Held, Plan, plan
@@ -312,6 +313,18 @@ class Platform:
                 raise NotFound(f"run {run_id} has no attempt {attempt}", hint=f"it has had {run.attempt}")
             run = run.model_copy(update={"attempt": attempt, "submission": tries[attempt].submission})
         return run_logs(self.settings, self.engine, run)
+
+    def lineage(
+        self, project: str, of: str, direction: Direction = "both", *, depth: int = DEPTH, size: int = SIZE
+    ) -> Lineage:
+        """What ``run:17``, ``model:delay@3``, ``dataset:flights@2`` … was made from ("up"), and what was made
+        from it ("down").
+
+        Raises:
+            InvalidInput: ``of`` names nothing that has a lineage.
+            NotFound: the project has no such thing.
+        """
+        return self.ledger.histories.lineage(project, of, direction, depth=depth, size=size)
 
     # --- models and endpoints -------------------------------------------------------------------------
 

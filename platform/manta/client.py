@@ -20,6 +20,7 @@ import httpx
 
 from manta.app import Applied, EndpointInfo, ModelVersion
 from manta.errors import MantaError, NotFound, PlatformDown, RunFailed, Unavailable, from_problem
+from manta.ledger.lineage import Direction, Lineage
 from manta.ledger.runs import Run, State
 from manta.plan import Action, Plan
 from manta.project import Project, load
@@ -167,6 +168,16 @@ class Client:
             if run.state.ended:
                 raise _failure([run])
             time.sleep(POLL_SECONDS)
+
+    def lineage(self, of: str, direction: Direction = "both") -> Lineage:
+        """What ``run:17``, ``model:delay@3``, ``dataset:flights@2``, ``endpoint:delay`` … was made from
+        ("up"), and what was made from it ("down").
+
+        Raises:
+            NotFound: the project has no such thing.
+        """
+        path = f"/v1/projects/{self.settings.project}/lineage"
+        return Lineage(**self._json("GET", path, params={"of": of, "direction": direction}))
 
     # --- models and endpoints -------------------------------------------------------------------------
 

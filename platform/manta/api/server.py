@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 import manta
-from manta.api import access, audit, health, models, openapi, packages, problems, projects, runs
+from manta.api import access, audit, health, lineage, models, openapi, packages, problems, projects, runs
 from manta.api.access_table import TABLE
 from manta.api.door import Door, Routes
 from manta.api.idempotency import Idempotency
@@ -34,6 +34,7 @@ ROUTERS = (
     projects.router,
     runs.router,
     models.router,
+    lineage.router,
     audit.router,
 )
 

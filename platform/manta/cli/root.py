@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import manta
-from manta.cli import demo, local, models, project, runs
+from manta.cli import demo, lineage, local, models, project, runs
 from manta.errors import MantaError
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (local, project, runs, models, demo):
+for module in (local, project, runs, models, lineage, demo):
     module.add_to(app)
 
 

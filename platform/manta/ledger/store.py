@@ -22,6 +22,7 @@ from manta.ledger.actor import Actor
 from manta.ledger.aliases import Aliases
 from manta.ledger.database import Database, now
 from manta.ledger.leases import Leases
+from manta.ledger.lineage import Histories
 from manta.ledger.projects import Projects
 from manta.ledger.requests import Requests
 from manta.ledger.runs import ACTIVE, Attempt, EndReason, Progress, Run, State, Version, check_move
@@ -45,6 +46,7 @@ class Ledger:
         self.versions = versions.Versions(self._db)
         self.aliases = Aliases(self._db)
         self.projects = Projects(self._db)
+        self.histories = Histories(self._db)
         self.leases = Leases(self._db)
         self.access = Access(self._db)
         self.audit = audit.Audit(self._db)
