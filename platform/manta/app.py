@@ -7,15 +7,17 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from pydantic import BaseModel
 
 from manta.control.controller import Controller, package_file, run_logs
 from manta.control.engine import Engine, RayEngine
-from manta.definitions import Endpoint, digest, from_json
+from manta.definitions import Endpoint, Policy, digest, from_json
 from manta.errors import InvalidInput, NotFound, Unavailable
 from manta.ledger.actor import Actor
+from manta.ledger.database import now
 from manta.ledger.endpoints import EndpointRow
 from manta.ledger.lineage import DEPTH, SIZE, Direction, Lineage
 from manta.ledger.runs import ACTIVE, Attempt, Run, State
@@ -250,6 +252,7 @@ class Platform:
         adopted: str = "",
     ) -> Run:
         definition, fingerprint = project.jobs()[job]
+        policy = Policy.of(definition.to_json())
         return self.ledger.submit(
             key=key,
             project=project.name,
@@ -261,6 +264,8 @@ class Platform:
             params=params,
             needs=needs,
             by=by,
+            priority=policy.priority,
+            deadline_at=now() + timedelta(seconds=policy.deadline) if policy.deadline else None,
             adopted=adopted,
         )
 
@@ -300,19 +305,17 @@ class Platform:
         """The tries of a run, oldest first."""
         return self.ledger.attempts(self.ledger.run(run_id).id)
 
-    def logs(self, run_id: int, attempt: int | None = None) -> str:
-        """What an attempt, the last unless given, has printed so far.
+    def logs(self, run_id: int, attempt: int | None = None, offset: int = 0) -> tuple[bytes, int]:
+        """What an attempt, the last unless given, has printed so far: at most 4 MiB from byte ``offset`` on,
+        and the offset to go on from. Once the run has ended, an empty answer is the log's end.
 
         Raises:
             NotFound: there is no such run, or no such attempt of it.
         """
         run = self.ledger.run(run_id)
-        if attempt is not None and attempt != run.attempt:
-            tries = {each.number: each for each in self.ledger.attempts(run_id)}
-            if attempt not in tries:
-                raise NotFound(f"run {run_id} has no attempt {attempt}", hint=f"it has had {run.attempt}")
-            run = run.model_copy(update={"attempt": attempt, "submission": tries[attempt].submission})
-        return run_logs(self.settings, self.engine, run)
+        if attempt is not None and not 1 <= attempt <= run.attempt:
+            raise NotFound(f"run {run_id} has no attempt {attempt}", hint=f"it has had {run.attempt}")
+        return run_logs(self.settings, self.engine, run, attempt, offset)
 
     def lineage(
         self, project: str, of: str, direction: Direction = "both", *, depth: int = DEPTH, size: int = SIZE

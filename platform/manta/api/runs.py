@@ -25,7 +25,6 @@ from manta.ledger.runs import Attempt, Run
 from manta.project import Project
 
 router = APIRouter(tags=["runs"])
-MOST_LOG_BYTES = 4 * 2**20  # of one answer
 
 JobName = Annotated[str, Field(max_length=63)]
 
@@ -142,8 +141,8 @@ def logs(
 ) -> Response:
     """What an attempt has printed so far, at most 4 MiB from `offset` on."""
     state = platform.get_run(run_id).state
-    content = platform.logs(run_id, attempt).encode(errors="replace")[offset : offset + MOST_LOG_BYTES]
-    headers = {"Manta-Next-Offset": str(offset + len(content)), "Manta-Run-State": str(state)}
+    content, onward = platform.logs(run_id, attempt, offset)
+    headers = {"Manta-Next-Offset": str(onward), "Manta-Run-State": str(state)}
     return Response(content, media_type="text/plain; charset=utf-8", headers=headers)
 
 

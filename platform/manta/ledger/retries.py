@@ -10,6 +10,10 @@ from datetime import datetime, timedelta
 from manta.definitions import Policy, Retry
 from manta.ledger.runs import Attempt, EndReason, Run
 
+# A worker gives a sign of life every few seconds, and ends itself within a few more when it learns that its
+# attempt is over: without one for so long, nothing of it is left.
+ALIVE_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class Again:
@@ -25,9 +29,11 @@ class End:
     tries: int
 
 
-def decide(run: Run, attempts: Iterable[Attempt], reason: EndReason, now: datetime) -> Again | End:
+def decide(
+    run: Run, attempts: Iterable[Attempt], reason: EndReason, now: datetime, *, out_of_sight: bool = False
+) -> Again | End:
     """After ``run``'s present attempt ended for ``reason``. ``attempts`` are all of the run's; what they say
-    of the present one does not count.
+    of the present one does not count. ``out_of_sight``: nobody can tell whether its process has ended.
 
     Never tried again: what was asked to stop, what Ray's own users submitted, and what could not start
     again before its deadline.
@@ -42,6 +48,8 @@ def decide(run: Run, attempts: Iterable[Attempt], reason: EndReason, now: dateti
         failures = sum(end is not EndReason.PREEMPTED for end in before)
         # The exponent is bounded, for a float is.
         at += timedelta(seconds=min(policy.backoff * 2.0 ** min(failures, 60), policy.backoff_most))
+    if out_of_sight and run.heartbeat_at is not None:
+        at = max(at, run.heartbeat_at + timedelta(seconds=ALIVE_SECONDS))
     if run.deadline_at is not None and at >= run.deadline_at:
         return End(tries)
     return Again(at)

@@ -28,6 +28,7 @@ class State(StrEnum):
 
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.STOPPED})
 ACTIVE = frozenset(State) - ENDED
+WORKING = ACTIVE - {State.QUEUED}
 
 # A lost attempt goes back to QUEUED, to be tried again.
 LEGAL: dict[State, frozenset[State]] = {

@@ -15,18 +15,24 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from manta.definitions import from_json
-from manta.errors import Conflict, GateFailed, MantaError
+from manta.errors import Conflict, MantaError, Unavailable
+from manta.ledger import retries
 from manta.ledger.context import RunContext
+from manta.ledger.database import now
+from manta.ledger.patience import patient
 from manta.ledger.runs import EndReason, Run, State
 from manta.ledger.store import Ledger
 from manta.secrets import remember
 from manta.settings import Settings
 from manta.worker import environment, output
+from manta.worker.reasons import end_reason, in_words
 
 # Which module of the data wing does a kind's work, and whether it needs Ray to be connected first.
 EXECUTORS = {
@@ -37,89 +43,183 @@ EXECUTORS = {
     "training": ("manta.training.run", True),
     "job": ("manta.worker.job", False),
 }
-BEAT_SECONDS = 5.0
+BEAT_SECONDS = 2.5
+# An attempt that is over may have a successor soon: what it still does ends before (see ALIVE_SECONDS in
+# manta.ledger.retries).
+LOST_GRACE_SECONDS = 4.0
 
 
 def main(run_id: int, submission: str) -> int:
     root = Path.cwd()
     sys.path.insert(0, str(root))
     settings = Settings.load(root)
-    ledger = Ledger(settings.ledger_url)
+    plain = Ledger(settings.ledger_url)
+    ledger = patient(plain)
     run = ledger.run(run_id)
-    if run.state is not State.STARTING or (submission and run.submission != submission):
+    mine = run.state is State.STARTING and (not submission or run.submission == submission)
+    claimed = _claim(ledger, run) if mine else None
+    if claimed is None:
         print(f"manta: run {run_id} is {run.state} as {run.submission}; nothing to do for {submission}")
         return 3
-    run = ledger.move(run, State.RUNNING)
     remember([run.definition, run.params, settings.model_dump(mode="json")])
     output.guard()  # before there are threads: it forks
-    print(f"manta: run {run.id} ({run.kind} {run.job}), attempt {run.attempt}", flush=True)
-    ledger.ran_in(run, environment.describe(root))
-    _heartbeat(ledger, run)
-    context = RunContext(settings, ledger, run, from_json(run.definition), root)
+    print(f"manta: run {run.id} ({run.kind} {run.job}), attempt {claimed.attempt}", flush=True)
+    attempt = Attempt(plain, claimed)
+    attempt.beat()
+    ledger.ran_in(claimed, environment.describe(root))
+    context: RunContext | None = None
     try:
-        _execute(context)
-    except MantaError as error:
-        hint = f"\n  {error.hint}" if error.hint else ""
-        reason = EndReason.GATE_FAILED if isinstance(error, GateFailed) else EndReason.USER_ERROR
-        traceback.print_exc()
-        return _failed(context, reason, f"{error.message}{hint}")
-    except _Stopped:
-        return _ended(context, State.STOPPED, EndReason.STOP_REQUESTED, "")
+        context = RunContext(settings, ledger, claimed, from_json(run.definition), root)
+        _execute(context, attempt)
+        attempt.check()
+    except (_Stopped, KeyboardInterrupt):
+        return _stopped(ledger, attempt)
+    except SystemExit as left:
+        if attempt.stopping.is_set() or ledger.run(run_id).stop_requested:
+            return _stopped(ledger, attempt)  # Ray's own handler of SIGTERM exits
+        if left.code not in (0, None):
+            return _failed(ledger, attempt, EndReason.USER_ERROR, f"it left with exit status {left.code}")
     except Exception as error:
+        attempt.deaf()
         traceback.print_exc()
-        return _failed(context, EndReason.USER_ERROR, f"{type(error).__name__}: {error}")
-    return _ended(context, State.SUCCEEDED, EndReason.DONE, "")
+        if attempt.stopping.is_set():
+            return _stopped(ledger, attempt)
+        return _failed(ledger, attempt, end_reason(error), in_words(error))
+    attempt.deaf()
+    done = {"outputs": context.outputs, "metrics": context.metrics} if context else {}
+    return _ended(ledger, attempt, State.SUCCEEDED, EndReason.DONE, "", **done)
 
 
-def _execute(context: RunContext) -> None:
+def _claim(ledger: Ledger, run: Run) -> Run | None:
+    """STARTING → RUNNING; None when somebody else was first, or the attempt is over."""
+    mark = now()
+    try:
+        return ledger.move(run, State.RUNNING, heartbeat_at=mark)
+    except Conflict:
+        # It may have been this very process: the ledger went away before it could answer.
+        found = ledger.run(run.id)
+        ours = (found.state, found.attempt, found.heartbeat_at) == (State.RUNNING, run.attempt, mark)
+        return found if ours else None
+
+
+def _execute(context: RunContext, attempt: Attempt) -> None:
     module, on_ray = EXECUTORS[context.run.kind]
     if on_ray:
         import ray
 
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     # Ray installs its own handlers; ours must come after them.
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, attempt.stop)
     importlib.import_module(module).execute(context)
 
 
 class _Stopped(BaseException):
-    """SIGTERM came; not an Exception, so that no user code swallows it."""
+    """SIGTERM came; not an Exception, so that no user code swallows it by accident."""
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise _Stopped
+class Attempt:
+    """The attempt that this process executes: its signs of life, and its being told to stop.
 
+    Attributes:
+        stopping: SIGTERM came, from whomever.
+        lost: the ledger says that the attempt is over; nothing may be written any more.
+    """
 
-def _heartbeat(ledger: Ledger, run: Run) -> None:
-    def beat() -> None:
-        while not threading.Event().wait(BEAT_SECONDS):
-            ledger.beat(run.id, run.attempt)
+    def __init__(self, ledger: Ledger, run: Run) -> None:
+        self.run = run
+        self.stopping = threading.Event()
+        self.lost = threading.Event()
+        self._ledger = ledger
 
-    threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+    def beat(self) -> None:
+        """Give signs of life from now on; end this process when the attempt is over."""
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
-
-def _failed(context: RunContext, reason: EndReason, message: str) -> int:
-    _ended(context, State.FAILED, reason, message)
-    return 1
-
-
-def _ended(context: RunContext, state: State, reason: EndReason, message: str) -> int:
-    done = state is State.SUCCEEDED
-    try:
-        context.ledger.move(
-            context.ledger.run(context.run.id),
-            state,
-            end_reason=reason,
-            message=message,
-            outputs=context.outputs if done else (),
-            metrics=context.metrics,
+    def _beat(self) -> None:
+        while True:
+            time.sleep(BEAT_SECONDS)
+            try:
+                lives = self._ledger.beat(self.run.id, self.run.attempt)
+            except Unavailable:
+                continue  # it comes back, or the controller gives the attempt up
+            if not lives:
+                break
+        self.lost.set()
+        print(
+            f"manta: attempt {self.run.attempt} of run {self.run.id} is over by the ledger", file=sys.stderr
         )
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LOST_GRACE_SECONDS)
+        os._exit(3)
+
+    def stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self.deaf()
+        self.stopping.set()
+        raise _Stopped
+
+    def deaf(self) -> None:
+        """No further SIGTERM is heard: there is an outcome, or it is being stopped already."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def check(self) -> None:
+        """Raises:
+        _Stopped: user code has swallowed the one that was raised in it.
+        """
+        if self.stopping.is_set():
+            raise _Stopped
+
+
+def _stopped(ledger: Ledger, attempt: Attempt) -> int:
+    attempt.deaf()
+    if not attempt.lost.is_set() and ledger.run(attempt.run.id).stop_requested:
+        return _ended(ledger, attempt, State.STOPPED, EndReason.STOP_REQUESTED, "")
+    # Nobody asked for the run to end: its node goes away, or its resources are taken back. The controller
+    # knows which, and whether there is another attempt.
+    print(f"manta: run {attempt.run.id} leaves attempt {attempt.run.attempt}", flush=True)
+    return 3
+
+
+def _failed(ledger: Ledger, attempt: Attempt, reason: EndReason, message: str) -> int:
+    run = ledger.run(attempt.run.id)
+    if run.attempt == attempt.run.attempt:
+        decision = retries.decide(run, ledger.attempts(run.id), reason, now())
+        if isinstance(decision, retries.Again):
+            return _ended(ledger, attempt, State.QUEUED, reason, message, not_before=decision.at) or 1
+    return _ended(ledger, attempt, State.FAILED, reason, message) or 1
+
+
+def _ended(
+    ledger: Ledger, attempt: Attempt, state: State, reason: EndReason, message: str, **fields: Any
+) -> int:
+    # Whoever reads that it has ended finds all of its log.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        _write_end(ledger, attempt, state, reason, message, **fields)
     except Conflict as conflict:
         # The controller gave this attempt up, or somebody stopped it: its word stands.
         print(f"manta: {conflict}", file=sys.stderr)
         return 3
-    print(f"manta: run {context.run.id} {state} {message}", flush=True)
+    print(f"manta: run {attempt.run.id} {state} {message}", flush=True)
     return 0
+
+
+def _write_end(
+    ledger: Ledger, attempt: Attempt, state: State, reason: EndReason, message: str, **fields: Any
+) -> None:
+    """Raises:
+    Conflict: the attempt is over.
+    """
+    run = attempt.run
+    try:
+        ledger.move(run, state, end_reason=reason, message=message, **fields)
+    except Conflict:
+        found = ledger.run(run.id)
+        if (found.attempt, found.state) == (run.attempt, State.PREEMPTING):
+            ledger.move(found, state, end_reason=reason, message=message, **fields)
+        elif (found.attempt, found.state, found.message) != (run.attempt, state, message):
+            raise
+        # Else it is written: the ledger went away before it could say so.
 
 
 def adopted(words: list[str]) -> int:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from manta.app import Platform
+from manta.control import controller, verdicts
 from manta.control.controller import log_file, package_file
+from manta.control.engine import JobState
 from manta.control.inline import InlineEngine
+from manta.control.leader import Leader
+from manta.ledger import tables
 from manta.ledger.actor import OWNER
+from manta.ledger.database import now
 from manta.ledger.runs import EndReason, Run, State
 from manta.project import pack
 from manta.settings import Settings
 
 # Does what a worker does with the ledger, and then what the run's parameters say.
 WORKER = """
-import os, sys, time
+import fcntl, os, sys, time
 from pathlib import Path
 from manta.ledger.runs import EndReason, State
 from manta.ledger.store import Ledger
@@ -31,12 +39,20 @@ run = ledger.run(int(sys.argv[1]))
 if run.state is not State.STARTING or run.submission != os.environ["MANTA_SUBMISSION"]:
     sys.exit(3)
 run = ledger.move(run, State.RUNNING)
+lock = open(run.params["trace"] + f".{run.id}", "w")
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("overlap", flush=True)
 print("attempt", run.attempt, "of", run.job, flush=True)
 do = run.params.get("do", "succeed")
 with open(run.params["trace"], "a") as trace:
     trace.write(f"{run.id}\\n")
 if do == "die" or (do == "die once" and run.attempt == 1):
     os._exit(9)
+if do == "wait once" and run.attempt == 1:
+    while True:
+        time.sleep(0.02)
 while do == "wait" and not Path(run.params["trace"] + ".go").exists():
     time.sleep(0.02)
 if do == "fail":
@@ -64,21 +80,25 @@ class Bench:
 
     def restarted(self) -> Platform:
         """A platform that knows nothing but the ledger and what the engine remembers."""
-        engine = InlineEngine(self.settings, self.settings.home / "inline", self.command)
         if hasattr(self, "platform"):
-            engine = self.platform.engine  # type: ignore[assignment]
-        self.platform = Platform(self.settings, engine)
+            # The one before is dead, and its lease has run out.
+            self.platform.controller.leader.resign()
+        self.engine = InlineEngine(self.settings, self.settings.home / "inline", self.command)
+        self.platform = Platform(self.settings, self.engine)
         return self.platform
 
-    def submit(self, job: str, do: str = "succeed", needs: tuple[int, ...] = ()) -> int:
+    def submit(
+        self, job: str, do: str = "succeed", needs: tuple[int, ...] = (), deadline: float = 0, **policy: Any
+    ) -> int:
         run = self.platform.ledger.submit(
             key=f"{job}-{time.monotonic_ns()}",
             project="test",
             job=job,
             kind="test",
-            definition={},
+            definition={"retry": {"backoff": 0.01}, **policy},
             fingerprint="f",
             package=self.package,
+            deadline_at=now() + timedelta(seconds=deadline) if deadline else None,
             params={"do": do, "trace": str(self.trace)},
             needs=needs,
             by=OWNER,
@@ -92,8 +112,15 @@ class Bench:
         until = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < until, [r.model_dump() for r in self.platform.ledger.runs()]
-            self.platform.controller.tick()
+            self.turn()
             time.sleep(0.02)
+
+    def turn(self) -> None:
+        self.platform.controller.tick()
+        self.platform.controller.logs.turn()
+
+    def log(self, run_id: int, attempt: int | None = None) -> str:
+        return self.platform.logs(run_id, attempt)[0].decode()
 
     def executed(self) -> list[int]:
         return [int(line) for line in self.trace.read_text().split()]
@@ -113,7 +140,7 @@ def test_a_run_goes_through_and_its_log_is_kept(bench: Bench) -> None:
     bench.turn_until(lambda: bench.run(run_id).state.ended)
     assert bench.run(run_id).state is State.SUCCEEDED
     assert bench.executed() == [run_id]
-    assert "attempt 1 of one" in bench.platform.logs(run_id)
+    assert "attempt 1 of one" in bench.log(run_id)
 
 
 def test_needs_are_waited_for_and_a_failed_one_fails_what_follows(bench: Bench) -> None:
@@ -153,7 +180,7 @@ def test_a_controller_that_died_after_submitting_does_not_submit_twice(bench: Be
     bench.turn_until(lambda: bench.executed())
     bench.restarted()
     for _ in range(5):
-        bench.platform.controller.tick()
+        bench.turn()
     bench.trace.with_name("trace.go").touch()
     bench.turn_until(lambda: bench.run(run_id).state.ended)
     assert bench.executed() == [run_id]
@@ -163,12 +190,7 @@ def test_a_controller_that_died_after_submitting_does_not_submit_twice(bench: Be
 def test_a_cluster_that_forgot_its_jobs_gets_them_again(bench: Bench) -> None:
     run_id = bench.submit("one", "wait")
     bench.turn_until(lambda: bench.executed())
-    engine = bench.platform.engine
-    assert isinstance(engine, InlineEngine)
-    for process in engine._started.values():
-        process.kill()
-        process.wait()
-    engine._started.clear()
+    bench.engine.forget()
     bench.trace.with_name("trace.go").touch()
     bench.turn_until(lambda: bench.run(run_id).state.ended)
     assert (bench.run(run_id).state, bench.run(run_id).attempt) == (State.SUCCEEDED, 2)
@@ -195,7 +217,7 @@ def test_no_more_run_at_once_than_the_settings_say(bench: Bench, tmp_path: Path)
     ids = [bench.submit(f"job{number}", "wait") for number in range(5)]
     bench.turn_until(lambda: len(bench.executed()) == bench.settings.concurrent_runs)
     for _ in range(5):
-        bench.platform.controller.tick()
+        bench.turn()
     states = [bench.run(each).state for each in ids]
     assert states.count(State.QUEUED) == len(ids) - bench.settings.concurrent_runs
     bench.trace.with_name("trace.go").touch()
@@ -207,11 +229,135 @@ def test_the_last_words_of_a_run_outlive_the_engine(bench: Bench) -> None:
     bench.turn_until(lambda: bench.executed())
     bench.trace.with_name("trace.go").touch()
     bench.turn_until(lambda: bench.run(run_id).state.ended)
-    engine = bench.platform.engine
-    assert isinstance(engine, InlineEngine)
-    for process in engine._started.values():
-        process.wait()
-    bench.platform.controller.tick()
-    for log in engine._folder.glob("*.log"):
+    bench.turn_until(lambda: not list(bench.settings.home.glob("logs/runs/*.open")))
+    for log in (bench.settings.home / "inline").glob("*.log"):
         log.unlink()
-    assert bench.platform.logs(run_id).splitlines()[-1] == "last words of one"
+    assert bench.log(run_id).splitlines()[-1] == "last words of one"
+
+
+def test_one_that_was_accepted_and_forgotten_is_a_lost_attempt_not_submitted_again(bench: Bench) -> None:
+    run_id = bench.submit("one")
+    ledger = bench.platform.ledger
+    # The engine had it, the ledger knows that, and the engine's head died before the worker came to itself.
+    ledger.accepted(ledger.start(ledger.run(run_id), f"manta-{ledger.identity()}-{run_id}-1"))
+    bench.turn_until(lambda: bench.run(run_id).state.ended)
+    first, second = ledger.attempts(run_id)
+    assert (first.end_reason, second.end_reason) == (EndReason.LOST, EndReason.DONE)
+    assert bench.executed() == [run_id]
+
+
+def test_of_two_controllers_one_acts_and_the_other_takes_over_when_it_is_gone(bench: Bench) -> None:
+    first = bench.platform
+    second = Platform(bench.settings, InlineEngine(bench.settings, bench.settings.home / "inline"))
+    run_id = bench.submit("one", "wait")
+    assert first.controller.tick()
+    assert (first.controller.leading, second.controller.leading) == (True, False)
+    assert not second.controller.tick()
+    bench.trace.with_name("trace.go").touch()
+    first.controller.leader.resign()
+    bench.platform = second
+    bench.turn_until(lambda: bench.run(run_id).state.ended)
+    assert (first.controller.leading, second.controller.leading) == (False, True)
+    assert not first.controller.tick()
+    assert bench.executed() == [run_id]
+    first.ledger.close()
+
+
+def test_a_lease_that_is_not_renewed_runs_out(bench: Bench) -> None:
+    ledger = bench.platform.ledger
+    one, other = Leader(ledger, seconds=0.5), Leader(ledger, seconds=0.5)
+    assert one.take()
+    assert not other.take()
+    until = time.monotonic() + 30
+    while not other.take():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert not one.leading
+    assert not one.take()
+
+
+def test_the_lease_of_a_process_that_is_no_more_is_not_waited_for(bench: Bench) -> None:
+    code = (
+        "import sys; from manta.control.leader import Leader; from manta.ledger.store import Ledger; "
+        "print(Leader(Ledger(sys.argv[1]), 600).take())"
+    )
+    command = [sys.executable, "-c", code, bench.settings.ledger_url]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "True"
+    assert Leader(bench.platform.ledger).take()
+
+
+def test_a_run_past_its_deadline_fails_whatever_it_does(bench: Bench) -> None:
+    runs = bench.submit("one", "wait", deadline=3600)
+    waits = bench.submit("one", "wait", deadline=0.001)
+    bench.turn_until(lambda: bench.executed())
+    assert (bench.run(waits).state, bench.run(waits).end_reason) == (State.FAILED, EndReason.TIMED_OUT)
+    move = update(tables.runs).where(tables.runs.c.id == runs).values(deadline_at=now())
+    with bench.platform.ledger._db.write() as db:
+        db.execute(move)
+    bench.turn_until(lambda: bench.run(runs).state.ended)
+    assert (bench.run(runs).state, bench.run(runs).end_reason) == (State.FAILED, EndReason.TIMED_OUT)
+    assert len(bench.engine.jobs()) == 1
+    bench.turn_until(lambda: all(job.state is JobState.STOPPED for job in bench.engine.jobs().values()))
+
+
+def test_an_attempt_that_takes_too_long_is_tried_again_once_its_process_has_ended(bench: Bench) -> None:
+    retry = {"backoff": 0.01, "timed_out": 1}
+    run_id = bench.submit("one", "wait once", timeout=3, retry=retry)
+    bench.turn_until(lambda: bench.run(run_id).state.ended)
+    assert bench.run(run_id).state is State.SUCCEEDED
+    ends = [attempt.end_reason for attempt in bench.platform.ledger.attempts(run_id)]
+    assert ends == [EndReason.TIMED_OUT, EndReason.DONE]
+    assert "overlap" not in bench.log(run_id)
+    assert "attempt 1" in bench.log(run_id, 1)
+
+
+def test_a_process_whose_attempt_is_over_is_stopped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller, "LINGER_SECONDS", 0.0)
+    run_id = bench.submit("one", "wait")
+    bench.turn_until(lambda: bench.executed())
+    # The controller died between the ledger and the engine.
+    run = bench.run(run_id)
+    bench.platform.ledger.move(run, State.FAILED, end_reason=EndReason.TIMED_OUT)
+    bench.restarted()
+    bench.turn_until(lambda: bench.engine.jobs()[run.submission].state is JobState.STOPPED)
+
+
+def test_a_worker_without_a_sign_of_life_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = bench.submit("one", "wait once", stop_grace=1)
+    bench.turn_until(lambda: bench.executed())
+    bench.turn()
+    monkeypatch.setattr(verdicts, "SILENT_SECONDS", 0.0)
+    bench.turn_until(lambda: bench.run(run_id).attempt == 2 or bench.run(run_id).state is State.QUEUED)
+    monkeypatch.undo()
+    bench.turn_until(lambda: bench.run(run_id).state.ended)
+    assert bench.run(run_id).state is State.SUCCEEDED
+    first, _ = bench.platform.ledger.attempts(run_id)
+    assert first.end_reason is EndReason.LOST
+    assert "no sign of life" in first.message
+
+
+def test_a_log_is_read_from_where_one_has_come_to(bench: Bench) -> None:
+    run_id = bench.submit("one", "wait")
+    bench.turn_until(lambda: bench.executed())
+    first, offset = bench.platform.logs(run_id)
+    assert offset == len(first)
+    bench.trace.with_name("trace.go").touch()
+    bench.turn_until(lambda: bench.run(run_id).state.ended)
+    rest, end = bench.platform.logs(run_id, offset=offset)
+    assert (first + rest).decode().splitlines() == ["attempt 1 of one", "last words of one"]
+    assert bench.platform.logs(run_id, offset=end) == (b"", end)
+
+
+def test_a_log_that_was_not_complete_when_the_controller_died_is_completed(bench: Bench) -> None:
+    run_id = bench.submit("one", "wait")
+    bench.turn_until(lambda: bench.executed())
+    bench.platform.controller.tick()
+    bench.trace.with_name("trace.go").touch()
+    until = time.monotonic() + 30
+    while not bench.run(run_id).state.ended:  # nobody turns the controller
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    bench.restarted()
+    bench.turn_until(lambda: not list(bench.settings.home.glob("logs/runs/*.open")))
+    kept = log_file(bench.settings, bench.run(run_id)).read_text()
+    assert kept.splitlines()[-1] == "last words of one"
