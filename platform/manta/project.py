@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -9,8 +10,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ from pydantic import BaseModel, ConfigDict
 
 import manta
 from manta.definitions import Definition, Endpoint, FeatureRepo, Ingest, Ref, from_json
-from manta.errors import DefinitionInvalid, InvalidInput, SourceUnreadable, from_problem
+from manta.errors import Conflict, DefinitionInvalid, InvalidInput, SourceUnreadable, from_problem
 from manta.settings import WORKER_VARIABLE, Settings
 
-NEVER_PACKAGED = [".*", "__pycache__/", "*.pyc", "build/", "dist/", "node_modules/", "*.egg-info/"]
+LEFT_OUT = ["build/", "dist/", "node_modules/", "*.egg-info/"]  # unless .mantaignore asks for it: !build/
+NEVER_PACKAGED = [".*", "__pycache__/", "*.pyc"]  # whatever it says: .env, .git, .aws/credentials
 MOST_BYTES = 64 * 2**20
+MOST_FILES = 20_000
+LOAD_TRIES = 3
 DESCRIBE_SECONDS = 180
 
 
@@ -77,7 +82,8 @@ def load(settings: Settings) -> tuple[Project, bytes]:
     Raises:
         DefinitionInvalid: it holds no project, or one that does not load.
         SourceUnreadable: a source is not there.
-        InvalidInput: it is too big to be packaged.
+        InvalidInput: it cannot be packaged: see :func:`pack`.
+        Conflict: its files do not keep still.
     """
     root = settings.root
     if not any((root / folder).is_dir() for folder in ("jobs", "serve", "features")):
@@ -85,8 +91,7 @@ def load(settings: Settings) -> tuple[Project, bytes]:
             f"{root} is not a project: it has none of jobs/, features/, serve/",
             hint="change to a project's folder, or make one: manta init DIR",
         )
-    package, content = pack(root)
-    answer = _described(settings, package)
+    package, content, answer = _packed_and_described(settings)
     if "problem" in answer:
         raise from_problem(answer["problem"])
     described = tuple(Described(**each) for each in answer["definitions"])
@@ -95,52 +100,162 @@ def load(settings: Settings) -> tuple[Project, bytes]:
     return project.model_copy(update={"sources": _observe(project, root)}), content
 
 
+def _packed_and_described(settings: Settings) -> tuple[str, bytes, dict[str, Any]]:
+    """The package and the description of one state of the folder: describing imports the files themselves,
+    so both are made again if a file was changed meanwhile.
+
+    Raises:
+        Conflict: the files do not keep still.
+    """
+    for _ in range(LOAD_TRIES):
+        before = _states(settings.root)
+        package, content = pack(settings.root)
+        answer = _kept_description(settings, package) or _described(settings)
+        after = _states(settings.root)
+        if before == after:
+            if "problem" not in answer:
+                _keep_description(settings, package, answer)
+            return package, content, answer
+    changed = sorted({name for name, _ in set(before.items()) ^ set(after.items())})
+    raise Conflict(
+        f"files keep changing while the project is packaged: {', '.join(changed[:3])}",
+        hint="stop what writes them, or name them in .mantaignore",
+    )
+
+
 def pack(root: Path) -> tuple[str, bytes]:
     """The project's files as a zip whose bytes depend on their names and contents only, and its digest.
 
-    Left out: hidden files, build products, and what `.mantaignore` (gitignore's syntax) names.
+    Left out: hidden files, build products, and what `.mantaignore` (gitignore's syntax) names. A link to a
+    file of the project is packaged as that file.
 
     Raises:
-        InvalidInput: more than 64 MiB remain.
+        InvalidInput: more than 64 MiB or 20,000 files remain; or one that cannot be read, is a link that
+            leads elsewhere, or no plain file.
     """
-    files = list(_files(root))
-    total = sum(path.stat().st_size for path in files)
-    if total > MOST_BYTES:
-        biggest = sorted(files, key=lambda path: -path.stat().st_size)[:3]
-        named = ", ".join(f"{path.relative_to(root)} ({path.stat().st_size >> 20} MiB)" for path in biggest)
-        raise InvalidInput(
-            f"the project has {total >> 20} MiB to send with each run, more than {MOST_BYTES >> 20}",
-            hint=f"name what a run does not need in .mantaignore; the biggest: {named}",
-        )
+    files = _files(root)
+    _check_size(root, files)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in files:
-            info = zipfile.ZipInfo(path.relative_to(root).as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
+        for name, path in files.items():
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             info.external_attr = 0o644 << 16
-            archive.writestr(info, path.read_bytes(), zipfile.ZIP_DEFLATED)
+            archive.writestr(info, _content(name, path), zipfile.ZIP_DEFLATED)
     content = buffer.getvalue()
     return hashlib.sha256(content).hexdigest()[:32], content
 
 
-def _files(root: Path) -> Iterator[Path]:
+def _files(root: Path) -> dict[str, Path]:
+    """By name, in the order in which they are packaged."""
     ignore = root / ".mantaignore"
-    lines = NEVER_PACKAGED + (ignore.read_text().splitlines() if ignore.exists() else [])
-    spec = pathspec.PathSpec.from_lines("gitwildmatch", lines)
-    for folder, subfolders, names in os.walk(root):
+    lines = ignore.read_text().splitlines() if ignore.exists() else []
+    try:
+        spec = pathspec.PathSpec.from_lines("gitwildmatch", [*LEFT_OUT, *lines, *NEVER_PACKAGED])
+    except ValueError as error:
+        raise InvalidInput(f".mantaignore: {error}", hint="it is written like a .gitignore") from None
+    found: dict[str, Path] = {}
+    for folder, subfolders, names in os.walk(root, onerror=_unreadable):
         here = Path(folder).relative_to(root)
         subfolders[:] = sorted(d for d in subfolders if not spec.match_file(f"{(here / d).as_posix()}/"))
-        for name in sorted(names):
-            if not spec.match_file((here / name).as_posix()):
-                yield Path(folder) / name
+        linked = [d for d in subfolders if (Path(folder) / d).is_symlink()]
+        for name in sorted([*names, *linked]):
+            inside = (here / name).as_posix()
+            if not spec.match_file(inside):
+                found[inside] = _plain(root, inside)
+        if len(found) > MOST_FILES:
+            raise _too_many(found)
+    return found
 
 
-def _described(settings: Settings, package: str) -> dict[str, Any]:
+def _plain(root: Path, name: str) -> Path:
+    path = root / name
+    if path.is_symlink():
+        target = path.resolve()
+        if not target.is_file() or not target.is_relative_to(root.resolve()):
+            raise InvalidInput(
+                f"{name} is a link to {os.readlink(path)}, which is no file of the project",
+                hint="a run gets copies of the project's own files: put the file there, or name the link "
+                "in .mantaignore",
+            )
+    elif not path.is_file() and path.exists():
+        raise InvalidInput(
+            f"{name} is a pipe, a socket or a device, not a file",
+            hint="name it in .mantaignore, or remove it",
+        )
+    return path
+
+
+def _content(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(
+            f"{name} cannot be read: {error.strerror}", hint="make it readable, or name it in .mantaignore"
+        ) from None
+
+
+def _unreadable(error: OSError) -> None:
+    raise InvalidInput(
+        f"{error.filename} cannot be read: {error.strerror}",
+        hint="make it readable, or name it in .mantaignore",
+    )
+
+
+def _check_size(root: Path, files: dict[str, Path]) -> None:
+    sizes = {name: size for name, (size, _) in _states(root, files).items()}
+    total = sum(sizes.values())
+    if total > MOST_BYTES:
+        biggest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+        named = ", ".join(f"{name} ({sizes[name] >> 20} MiB)" for name in biggest)
+        raise InvalidInput(
+            f"the project has {total >> 20} MiB to send with each run, more than {MOST_BYTES >> 20}",
+            hint=f"name what a run does not need in .mantaignore; the biggest: {named}",
+        )
+
+
+def _too_many(found: dict[str, Path]) -> InvalidInput:
+    folders = Counter(name.rpartition("/")[0] or "." for name in found).most_common(3)
+    named = ", ".join(f"{folder} ({count:,} files)" for folder, count in folders)
+    return InvalidInput(
+        f"the project has more than {MOST_FILES:,} files to send with each run",
+        hint=f"name what a run does not need in .mantaignore; of those seen first, the fullest: {named}",
+    )
+
+
+def _states(root: Path, files: dict[str, Path] | None = None) -> dict[str, tuple[int, int]]:
+    """Size and time of change of each file that is still there."""
+    found = {}
+    for name, path in (_files(root) if files is None else files).items():
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            found[name] = (stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+def _description_file(settings: Settings, package: str) -> Path:
     # Importing a project means importing Feast, for seconds: the answer is kept as long as neither the
     # project's files nor manta's own change.
-    cache = settings.home / "cache" / f"{package}-{_own_digest()}.json"
-    if cache.exists():
-        kept: dict[str, Any] = json.loads(cache.read_text())
-        return kept
+    return settings.home / "cache" / f"{package}-{_own_digest()}.json"
+
+
+def _kept_description(settings: Settings, package: str) -> dict[str, Any] | None:
+    try:
+        kept: dict[str, Any] = json.loads(_description_file(settings, package).read_text())
+    except FileNotFoundError:
+        return None
+    return kept
+
+
+def _keep_description(settings: Settings, package: str, answer: dict[str, Any]) -> None:
+    path = _description_file(settings, package)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        partial.write_text(json.dumps(answer))
+        partial.replace(path)
+
+
+def _described(settings: Settings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "project.json"
         try:
@@ -160,12 +275,7 @@ def _described(settings: Settings, package: str) -> dict[str, Any]:
         if not output.exists():
             raise DefinitionInvalid(f"the project could not be loaded:\n{done.stderr[-3000:]}")
         answer: dict[str, Any] = json.loads(output.read_text())
-    if "problem" not in answer:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(answer))
-        partial.replace(cache)
-    return answer
+        return answer
 
 
 def _own_digest() -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 import textwrap
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from manta.errors import DefinitionInvalid, InvalidInput, SourceUnreadable
+from manta.errors import Conflict, DefinitionInvalid, InvalidInput, SourceUnreadable
 from manta.project import Project, load, pack
 from manta.settings import Settings
 
@@ -146,3 +147,119 @@ def test_too_big_a_project_is_refused_naming_the_biggest(root: Path) -> None:
     with pytest.raises(InvalidInput) as error:
         pack(root)
     assert "data/big.bin (70 MiB)" in error.value.hint
+
+
+def packaged(root: Path) -> list[str]:
+    return zipfile.ZipFile(io.BytesIO(pack(root)[1])).namelist()
+
+
+def test_secrets_in_hidden_files_stay_behind_whatever_the_ignore_file_says(root: Path) -> None:
+    secret = ["cluster/.env", ".env", ".aws/credentials", "jobs/.netrc", ".git/config"]
+    write(root, {**dict.fromkeys(secret, "x"), ".mantaignore": "!.env\n!.aws/\n!**/.netrc\n"})
+    assert packaged(root) == ["data/one.csv"] + sorted(n for n in packaged(root) if n.startswith("jobs/"))
+    assert not [name for name in packaged(root) if "/." in f"/{name}"]
+
+
+def test_a_build_folder_is_packaged_when_the_ignore_file_asks_for_it(root: Path) -> None:
+    write(root, {"build/rules.py": "x"})
+    assert "build/rules.py" not in packaged(root)
+    write(root, {".mantaignore": "!build/\n"})
+    assert "build/rules.py" in packaged(root)
+
+
+def test_an_ignore_file_that_cannot_be_read_says_so(root: Path) -> None:
+    write(root, {".mantaignore": "!\n"})
+    with pytest.raises(InvalidInput, match="mantaignore"):
+        pack(root)
+
+
+def test_a_link_within_the_project_is_packaged_as_what_it_leads_to(root: Path) -> None:
+    (root / "data/two.csv").symlink_to("one.csv")
+    archive = zipfile.ZipFile(io.BytesIO(pack(root)[1]))
+    assert archive.read("data/two.csv") == archive.read("data/one.csv")
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../outside.csv", "nowhere.csv", "../jobs", "/etc"])
+def test_a_link_that_leads_elsewhere_is_refused(root: Path, target: str) -> None:
+    (root.parent / "outside.csv").write_text("x")
+    (root / "data/two.csv").symlink_to(target)
+    with pytest.raises(InvalidInput, match=r"data/two\.csv is a link to") as error:
+        pack(root)
+    assert ".mantaignore" in error.value.hint
+    write(root, {".mantaignore": "data/two.csv\n"})
+    assert "data/two.csv" not in packaged(root)
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_is_refused_and_not_waited_for(root: Path) -> None:
+    os.mkfifo(root / "data/pipe")
+    with pytest.raises(InvalidInput, match="data/pipe is a pipe"):
+        pack(root)
+
+
+@pytest.mark.parametrize("locked", ["data/one.csv", "data"])
+def test_what_cannot_be_read_is_named(locked: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write(root, {"jobs/raw.py": JOBS, "data/one.csv": "a\n1\n"})
+        root.chmod(0o755)
+        (root / locked).chmod(0)
+        mine = os.geteuid()
+        try:
+            if mine == 0:
+                os.seteuid(65534)  # the superuser may read everything
+            with pytest.raises(InvalidInput, match=rf"{locked} cannot be read: Permission denied"):
+                pack(root)
+        finally:
+            os.seteuid(mine)
+            (root / locked).chmod(0o755)
+
+
+def test_too_many_files_are_refused_naming_the_fullest_folder(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manta.project.MOST_FILES", 50)
+    write(root, {f"data/images/{at}.txt": "x" for at in range(60)})
+    with pytest.raises(InvalidInput, match="more than 50 files") as error:
+        pack(root)
+    assert "data/images (60 files)" in error.value.hint
+    write(root, {".mantaignore": "data/images/\n"})
+    assert len(packaged(root)) < 50
+
+
+def test_an_ignored_tree_is_not_even_looked_at(root: Path) -> None:
+    write(root, {".mantaignore": "data/deep/\n"})
+    (root / "data/deep").mkdir()
+    os.mkfifo(root / "data/deep/pipe")
+    (root / "data/deep/loop").symlink_to("..")
+    assert "data/one.csv" in packaged(root)
+
+
+def test_a_file_changed_while_the_project_is_loaded_is_loaded_again(settings: Settings, root: Path) -> None:
+    """The module changes its neighbour when it is first imported, as an editor may do at that moment."""
+    jobs = "a = 1\n" + JOBS.replace('key=("a",)', 'key=("a",), name="second"')
+    write(root, {"later.txt": jobs})
+    write(
+        root,
+        {
+            "jobs/raw.py": "from pathlib import Path\nlater = Path('later.txt')\n"
+            "Path(__file__).write_text(later.read_text())\n" + JOBS,
+        },
+    )
+    project, content = load(settings)
+    assert "second" in project.jobs()
+    assert zipfile.ZipFile(io.BytesIO(content)).read("jobs/raw.py").decode() == jobs
+    assert load(settings)[0] == project
+
+
+def test_files_that_never_keep_still_are_named(settings: Settings, root: Path) -> None:
+    write(
+        root,
+        {
+            "jobs/restless.py": "import time\nfrom pathlib import Path\n"
+            "Path('data/log.txt').write_text(str(time.time_ns()))\n",
+        },
+    )
+    with pytest.raises(Conflict, match=r"files keep changing .*data/log\.txt") as error:
+        load(settings)
+    assert ".mantaignore" in error.value.hint
