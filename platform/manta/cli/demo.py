@@ -15,10 +15,12 @@ from rich.panel import Panel
 from rich.table import Table
 
 from manta.app import Applied, EndpointInfo, ModelVersion
-from manta.cli.display import LiveRuns, console, seconds, show_applied
+from manta.cli.display import LiveRuns, console, show_applied
+from manta.cli.door import platform
 from manta.cli.local import tell
 from manta.cli.reference import copy_reference
-from manta.client import Client, connect
+from manta.client import Client
+from manta.client.display import seconds
 from manta.control.local import Local
 from manta.errors import NotFound, Unavailable
 from manta.plan import Action
@@ -48,7 +50,7 @@ def demo(
     settings = Settings.load()
     Local(settings).up(tell)
     started = time.monotonic()
-    client = connect()
+    client = platform()
     applied = client.apply()
     show_applied(applied)
     with LiveRuns() as live:

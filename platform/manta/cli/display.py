@@ -10,25 +10,16 @@ from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from manta.app import Applied, EndpointInfo
+from manta.client.display import COLOURS, bar, said, seconds, took
 from manta.ledger.runs import Run, State
 from manta.plan import Action, Plan
 
 console = Console()
 
-COLOURS = {
-    State.QUEUED: "dim",
-    State.STARTING: "yellow",
-    State.RUNNING: "cyan",
-    State.PREEMPTING: "yellow",
-    State.SUCCEEDED: "green",
-    State.FAILED: "red",
-    State.STOPPED: "magenta",
-}
 SIGNS = {
     Action.RUN: "[yellow]+[/]",
     Action.FOLLOW: "[cyan]~[/]",
@@ -36,12 +27,6 @@ SIGNS = {
     Action.DEPLOY: "[yellow]+[/]",
     Action.REMOVE: "[red]-[/]",
 }
-
-
-def seconds(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.1f} s" if value < 100 else f"{value / 60:.1f} min"
 
 
 def age(at: datetime) -> str:
@@ -68,25 +53,9 @@ def show_plan(plan: Plan) -> None:
 
 
 def run_row(run: Run) -> list[Any]:
-    took = run.seconds
-    if took is None and run.started_at:
-        took = (datetime.now(UTC) - run.started_at).total_seconds()
     state = Text(str(run.state).lower(), style=COLOURS[run.state])
-    bar: Any = ""
-    if run.state is State.RUNNING:
-        progress = run.progress
-        known = progress is not None and progress.total > 0
-        bar = ProgressBar(
-            total=progress.total if known and progress else None,
-            completed=progress.done if known and progress else 0,
-            pulse=not known,
-            width=24,
-        )
-    made = ", ".join(f"{version.name}@{version.version}" for version in run.outputs)
-    told = run.progress.unit if run.state is State.RUNNING and run.progress else made
-    if run.state in (State.FAILED, State.STOPPED):
-        told = run.message.splitlines()[0][:70] if run.message else str(run.end_reason or "")
-    return [str(run.id), run.job, state, seconds(took), bar or told, told if bar else ""]
+    progress, told = bar(run), Text(said(run))
+    return [str(run.id), run.job, state, seconds(took(run)), progress or told, told if progress else ""]
 
 
 def runs_table(runs: Iterable[Run]) -> Table:
@@ -141,9 +110,7 @@ class LiveRuns:
 
 
 def _line(run: Run) -> str:
-    made = ", ".join(f"{version.name}@{version.version}" for version in run.outputs)
-    told = run.message.splitlines()[0] if run.message and run.state is not State.SUCCEEDED else made
-    return f"run {run.id:>3} {run.job:<18} {run.state:<10} {seconds(run.seconds):>8}  {told}".rstrip()
+    return f"run {run.id:>3} {run.job:<18} {run.state:<10} {seconds(run.seconds):>8}  {said(run)}".rstrip()
 
 
 def show_applied(applied: Applied) -> None:

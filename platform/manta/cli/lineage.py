@@ -8,8 +8,9 @@ import typer
 from rich.markup import escape
 from rich.tree import Tree
 
-from manta.cli.display import COLOURS, console
-from manta.client import connect
+from manta.cli.display import console
+from manta.cli.door import platform
+from manta.client.display import COLOURS
 from manta.ledger.lineage import Direction, Lineage, Node
 from manta.ledger.runs import State
 
@@ -24,8 +25,8 @@ def lineage(
 ) -> None:
     """Show what something was made from, and what was made from it."""
     direction: Direction = "both" if up == down else "up" if up else "down"
-    with connect() as client:
-        found = Lineage.model_validate(client.lineage(of, direction))
+    with platform() as client:
+        found = client.lineage(of, direction)
     if json:
         print(found.model_dump_json(indent=2))
         return

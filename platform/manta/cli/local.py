@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from manta.cli.display import age
-from manta.client import Client
+from manta.cli.door import AsJson, platform, print_json
 from manta.control.local import Local, doctor
 from manta.errors import MantaError
 from manta.settings import Settings
@@ -30,16 +32,18 @@ def down() -> None:
     Local(Settings.load()).down(tell)
 
 
-def status() -> None:
+def status(as_json: AsJson = False) -> None:
     """Show which parts are up, what runs, and which endpoints answer. Exit status 1 when a part is down."""
-    settings = Settings.load()
-    parts = Local(settings).status()
+    parts = Local(Settings.load()).status()
+    healthy = all(part.state in ("up", "attached") for part in parts)
+    if as_json:
+        print_json([asdict(part) for part in parts])
+        raise typer.Exit(0 if healthy else 1)
     for part in parts:
         tell(part.name, part.state, " ".join(filter(None, [part.address, part.detail])))
-    healthy = all(part.state in ("up", "attached") for part in parts)
     try:
-        with Client(settings, settings.server_url) as client:
-            trouble = client.health()["trouble"]
+        with platform() as client:
+            trouble = client.me()["trouble"]
             if trouble:
                 healthy = False
                 console.print(f"[yellow]![/] controller: {trouble}", highlight=False)
@@ -58,9 +62,12 @@ def status() -> None:
     raise typer.Exit(0 if healthy else 1)
 
 
-def check() -> None:
+def check(as_json: AsJson = False) -> None:
     """Check this machine and this project for what usually goes wrong. Exit status 1 when a check fails."""
     checks = doctor(Settings.load())
+    if as_json:
+        print_json([asdict(each) for each in checks])
+        raise typer.Exit(0 if all(each.ok for each in checks) else 1)
     table = Table(box=None, show_header=False, padding=(0, 1))
     for each in checks:
         table.add_row("[green]✓[/]" if each.ok else "[red]✗[/]", each.name, each.detail)

@@ -8,20 +8,24 @@ from typing import Annotated
 import typer
 
 from manta.cli.display import LiveRuns, console, show_applied, show_plan
+from manta.cli.door import AsJson, platform, print_json
 from manta.cli.reference import copy_reference
-from manta.client import connect
 
 
-def plan() -> None:
+def plan(as_json: AsJson = False) -> None:
     """Show what `apply` would do, and why."""
-    show_plan(connect().plan())
+    found = platform().plan()
+    if as_json:
+        print_json(found)
+    else:
+        show_plan(found)
 
 
 def apply(
     wait: Annotated[bool, typer.Option(help="Wait for the runs and endpoints to be done.")] = True,
 ) -> None:
     """Run what is missing or stale, and bring the endpoints to what the project defines."""
-    client = connect()
+    client = platform()
     applied = client.apply()
     show_applied(applied)
     if wait:

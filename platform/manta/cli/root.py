@@ -6,16 +6,16 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 import manta
 from manta.cli import demo, lineage, local, models, project, runs
+from manta.cli.errors import EXPLAINED, INTERRUPTED, show, status_of
 from manta.errors import MantaError
 
 app = typer.Typer(
     name="manta",
     help="An ML platform on Ray: definitions → plan → runs.",
+    epilog=EXPLAINED,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,15 +40,12 @@ def root(
 
 
 def run() -> None:
-    """Exit status: 0 done; 1 an error, told on standard error with its next step; 130 interrupted."""
+    """Errors are told on standard error, each with its next step. Exit statuses: `manta.cli.errors`."""
     try:
         app()
     except MantaError as error:
-        console = Console(stderr=True)
-        console.print(f"[bold red]error[/] [dim]{error.code}[/]  {escape(error.message)}", highlight=False)
-        if error.hint:
-            console.print(f"  [bold]next:[/] {escape(error.hint)}", highlight=False)
-        sys.exit(1)
+        show(error)
+        sys.exit(status_of(error))
     except KeyboardInterrupt:
         print("\ninterrupted; what was set going goes on (`manta runs`)", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -10,6 +10,7 @@ client.predict("delay", {"keys": {...}})
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -34,14 +35,15 @@ def connect(url: str | None = None, *, root: str | Path = ".", key: str | None =
 
     Raises:
         PlatformDown: nothing answers at the URL.
+        Unauthenticated: the key opens nothing there.
     """
     settings = Settings.load(root)
     url = url or os.environ.get("MANTA_URL")
     if not url:
         return _in_process(settings)
-    own = url.rstrip("/") == settings.server_url
+    own = url.rstrip("/") == f"http://{settings.host}:{settings.ports.server}"
     client = Client(settings, Transport(url, find_key(settings, key, own=own)))
-    client.check_is_own() if own else client.health()
+    client.check_is_own() if own else client.me()
     return client
 
 
@@ -49,8 +51,11 @@ def _in_process(settings: Settings) -> Client:
     from manta.api.server import create
     from manta.app import Platform
 
-    app = InProcess(create(Platform(settings)))
-    return Client(settings, Transport(IN_PROCESS, None, app))
+    # What the controller tells is the server's log; a notebook is told by `me()["trouble"]` and by `follow`.
+    logging.getLogger("manta").addHandler(logging.NullHandler())
+    app = create(Platform(settings))
+    transport = InProcess(app)
+    return Client(settings, Transport(IN_PROCESS, app.state.owner_key, transport))
 
 
 __all__ = ["Client", "Happening", "Look", "RunHandle", "Transport", "connect"]

@@ -16,14 +16,29 @@ from urllib.parse import quote
 
 import httpx
 
-from manta.errors import InvalidInput, MantaError, PlatformDown, Unavailable, from_problem
+from manta.errors import (
+    InProgress,
+    InvalidInput,
+    MantaError,
+    PlatformDown,
+    TooMany,
+    Unavailable,
+    from_problem,
+)
 from manta.settings import Settings
 
 OK = (200, 201, 204)
 TIMEOUT_SECONDS = 60.0
 PATIENCE_SECONDS = 2.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-LOST = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+LOST = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.ReadError,
+    httpx.WriteError,
+    httpx.RemoteProtocolError,
+)
+LATER = (TooMany, InProgress)
 
 
 class Transport:
@@ -31,7 +46,7 @@ class Transport:
 
     A connection that is lost is tried again: reads as they are, and each POST with the Idempotency-Key that
     it had the first time, so that what the server did already is not done twice. A server that asks to be
-    spared (429) is asked again when it says.
+    spared, or is still at work on the same request, is asked again.
     """
 
     def __init__(self, url: str, key: str | None, app: InProcess | None = None) -> None:
@@ -104,8 +119,9 @@ class Transport:
                 if answer.status_code in accept:
                     return answer
                 wait = max(pause, _asked_to_wait(answer))
-                if answer.status_code != 429 or time.monotonic() + wait > until:
-                    raise _problem(answer)
+                problem = _problem(answer)
+                if not isinstance(problem, LATER) or time.monotonic() + wait > until:
+                    raise problem
             time.sleep(wait)
             pause = min(pause * 2, LONGEST_PAUSE)
 

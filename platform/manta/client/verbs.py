@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic import BaseModel
@@ -13,6 +14,8 @@ from manta.app import Applied, EndpointInfo, ModelVersion
 from manta.client.handle import RunHandle
 from manta.client.transport import Transport, segment
 from manta.errors import MantaError, NotFound, PlatformDown, RunFailed, Unavailable
+from manta.ledger.audit import Entry, Verdict
+from manta.ledger.lineage import Direction, Lineage
 from manta.ledger.runs import Attempt, Run, State
 from manta.plan import Action, Plan
 from manta.project import Project, load
@@ -23,14 +26,16 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.4
 PAGE_ROWS = 200
-WAITING_PATIENCE = 60.0  # seconds that a server may be away while a run is waited for: it may be starting anew
+WAITING_PATIENCE = (
+    60.0  # seconds that a server may be away while a run is waited for: it may be starting anew
+)
 SETTLE_SECONDS = 1.5  # what a run printed last is copied after its end
 
 
 class Happening(BaseModel):
     """Something that happened to a run."""
 
-    at: str
+    at: datetime
     what: str
     detail: dict[str, Any]
 
@@ -65,20 +70,25 @@ class Client:
         """Any route of the API, its answer as JSON: for what has no verb of its own."""
         return self._transport.json(method, path, **content)
 
-    def health(self) -> dict[str, Any]:
-        """Raises:
-        PlatformDown: nothing answers.
+    def me(self) -> dict[str, Any]:
+        """Who one is: ``name``, and ``roles`` by project, or by "*" for all of them; and whom one speaks to:
+        ``version``, the ``project`` and ``root`` that the server was started in, and the ``trouble`` that its
+        controller last had.
+
+        Raises:
+            PlatformDown: nothing answers.
+            Unauthenticated: the key opens nothing.
         """
-        found: dict[str, Any] = self.call("GET", "/healthz")
+        found: dict[str, Any] = self.call("GET", "/v1/me")
         return found
 
     def check_is_own(self) -> dict[str, Any]:
-        """As :meth:`health`, for a platform that should be this folder's.
+        """As :meth:`me`, of a platform that should be this folder's.
 
         Raises:
             PlatformDown: nothing answers, or the platform of another project does.
         """
-        found = self.health()
+        found = self.me()
         if found["project"] != self.settings.project:
             raise PlatformDown(
                 f"{self.url} serves the project {found['project']!r} in {found['root']}, "
@@ -166,9 +176,18 @@ class Client:
         """The run as it is now: data only."""
         return Run(**self._transport.json("GET", f"/v1/runs/{run_id}", patience=patience))
 
-    def runs(self, job: str | None = None, *, active: bool = False, limit: int | None = 50) -> list[Run]:
-        """The project's runs, newest first, at most ``limit`` of them (None: all), fetched page by page."""
-        return list(self._paged(self._of("runs"), limit, {"job": job, "active": active or None}, Run))
+    def runs(
+        self,
+        job: str | None = None,
+        *,
+        active: bool = False,
+        before: int | None = None,
+        limit: int | None = 50,
+    ) -> list[Run]:
+        """The project's runs, newest first, at most ``limit`` of them (None: all), fetched page by page;
+        ``before`` is the id to go on from."""
+        wanted = {"job": job, "active": active or None, "before": before}
+        return list(self._paged(self._of("runs"), limit, wanted, Run))
 
     def _runs_of(self, ids: list[int]) -> list[Run]:
         if not ids:
@@ -303,19 +322,26 @@ class Client:
 
         return training_set(self, training, run)
 
-    def lineage(self, of: str, direction: str = "both") -> dict[str, Any]:
-        """What ``of`` (``model:delay@3``, ``dataset:flights@7``, ``run:12``) was made from (``up``) and what
-        was made from it (``down``)."""
-        found: dict[str, Any] = self.call(
-            "GET", self._of("lineage"), params={"of": of, "direction": direction}
-        )
-        return found
+    def lineage(self, of: str, direction: Direction = "both") -> Lineage:
+        """What ``run:17``, ``model:delay@3``, ``dataset:flights@2``, ``endpoint:delay`` … was made from
+        ("up"), and what was made from it ("down").
+
+        Raises:
+            NotFound: the project has no such thing.
+        """
+        params = {"of": of, "direction": direction}
+        return Lineage(**self.call("GET", self._of("lineage"), params=params))
 
     def audit(
         self, *, actor: str | None = None, project: str | None = None, limit: int | None = 50
-    ) -> list[dict[str, Any]]:
-        """What was done by whom, newest first."""
-        return list(self._paged("/v1/audit", limit, {"actor": actor, "project": project}, dict))
+    ) -> list[Entry]:
+        """Who did what, and what was refused to whom, newest first; at most ``limit`` entries (None: all)."""
+        return list(self._paged("/v1/audit", limit, {"actor": actor, "project": project}, Entry))
+
+    def verify_audit(self, expect: str | None = None) -> Verdict:
+        """Have the whole log's chain of hashes computed again; ``expect`` is a head that was seen earlier."""
+        params = {"expect": expect} if expect else {}
+        return Verdict(**self.call("GET", "/v1/audit/verify", params=params))
 
     def figure(self, run: Run, name: str) -> bytes | None:
         """A figure that a training logged (``roc``, ``calibration``, ``confusion``), as PNG; None when it

@@ -53,7 +53,7 @@ def client(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clie
         assert time.monotonic() < until
         time.sleep(0.01)
     monkeypatch.chdir(root)
-    with manta.connect() as client:
+    with manta.connect(settings.server_url) as client:
         yield client
     server.should_exit = True
     thread.join(timeout=20)
@@ -115,7 +115,7 @@ def test_problems_are_problem_objects(client: Client) -> None:
 def test_another_projects_platform_is_not_spoken_to(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MANTA_PROJECT", "other")
     with pytest.raises(PlatformDown, match="serves the project 'test'"):
-        manta.connect()
+        manta.connect(client.url)
 
 
 def test_nobody_there_names_the_next_step(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+import manta
 from manta.client import Client
 from manta.control.processes import MARK
 from manta.settings import Settings
@@ -27,8 +28,7 @@ def client(flights: Commands, monkeypatch: pytest.MonkeyPatch) -> Client:
     for name, value in flights.env.items():
         if name.startswith("MANTA_"):
             monkeypatch.setenv(name, value)
-    settings = Settings.load(flights.root)
-    return Client(settings, settings.server_url)
+    return manta.connect(Settings.load(flights.root).server_url, root=flights.root)
 
 
 def example(client: Client) -> dict[str, Any]:
@@ -109,9 +109,9 @@ def test_a_missing_key_is_refused(client: Client) -> None:
 
 
 def test_unknown_names_say_what_there_is(flights: Commands) -> None:
-    assert "delay" in flights("predict", "nope", "--json", "{}", status=1)
-    assert "flights" in flights("run", "nope", status=1)
-    assert "manta runs" in flights("logs", "9999", status=1)
+    assert "delay" in flights("predict", "nope", "--json", "{}", status=4)
+    assert "flights" in flights("run", "nope", status=4)
+    assert "manta runs" in flights("logs", "9999", status=4)
 
 
 def test_status_and_lists_show_what_there_is(flights: Commands) -> None:

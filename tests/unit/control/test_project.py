@@ -156,7 +156,7 @@ def packaged(root: Path) -> list[str]:
 def test_secrets_in_hidden_files_stay_behind_whatever_the_ignore_file_says(root: Path) -> None:
     secret = ["cluster/.env", ".env", ".aws/credentials", "jobs/.netrc", ".git/config"]
     write(root, {**dict.fromkeys(secret, "x"), ".mantaignore": "!.env\n!.aws/\n!**/.netrc\n"})
-    assert packaged(root) == ["data/one.csv"] + sorted(n for n in packaged(root) if n.startswith("jobs/"))
+    assert packaged(root) == ["data/one.csv", *sorted(n for n in packaged(root) if n.startswith("jobs/"))]
     assert not [name for name in packaged(root) if "/." in f"/{name}"]
 
 
