@@ -26,7 +26,7 @@ def from_json(value: dict[str, Any]) -> Definition:
     """
     fields = dict(value)
     kind = fields.pop("kind", None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise DefinitionInvalid(f"unknown kind of definition: {kind!r}", hint=f"one of {', '.join(KINDS)}")
     return KINDS[kind](**fields)
 
