@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 import manta
 from manta.api.context import By, Served, Who
 from manta.api.identity import Identity
+from manta.api.shown import Granted, Key, Me, NewKey
 from manta.errors import Conflict
 from manta.ledger.actor import OWNER
 from manta.ledger.roles import EVERY_PROJECT, Role
@@ -25,38 +26,6 @@ Prefix = Annotated[str, Path(pattern=r"^[0-9a-f]{12}$", examples=["0123456789ab"
 Project = Annotated[str, Path(pattern=r"^([a-z][a-z0-9_]{0,30}|\*)$", examples=["flights"])]
 
 
-class Me(BaseModel):
-    """Who the caller is: ``roles`` maps a project, or "*" for all, to a role. ``project``, ``root`` are those
-    of the folder that the server was started in, ``trouble`` is what its controller last stumbled over."""
-
-    name: str
-    roles: dict[str, Role]
-    version: str
-    project: str
-    root: str
-    trouble: str
-
-
-class Key(BaseModel):
-    """An API key, without its secret."""
-
-    prefix: str
-    principal: str
-    label: str
-    created_at: datetime
-    created_by: str
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
-    last_used_at: datetime | None = None
-
-
-class NewKey(Key):
-    """``key`` is shown here, once. It is null when the request is answered again, and ``note`` says so."""
-
-    key: str | None
-    note: str = ""
-
-
 class KeyWanted(BaseModel):
     """A key for ``principal``; ``days`` until it expires, null for never."""
 
@@ -66,14 +35,6 @@ class KeyWanted(BaseModel):
 
 
 class GrantWanted(BaseModel):
-    role: Role
-
-
-class Granted(BaseModel):
-    """``project`` "*" is every project."""
-
-    principal: str
-    project: str
     role: Role
 
 

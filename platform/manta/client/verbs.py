@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic import BaseModel
 
+from manta.api.shown import Granted, Key, NewKey
 from manta.app import Applied, EndpointInfo, ModelVersion
 from manta.client.handle import RunHandle
 from manta.client.transport import Transport, segment
@@ -333,15 +334,53 @@ class Client:
         return Lineage(**self.call("GET", self._of("lineage"), params=params))
 
     def audit(
-        self, *, actor: str | None = None, project: str | None = None, limit: int | None = 50
+        self,
+        *,
+        actor: str | None = None,
+        project: str | None = None,
+        before: int | None = None,
+        limit: int | None = 50,
     ) -> list[Entry]:
-        """Who did what, and what was refused to whom, newest first; at most ``limit`` entries (None: all)."""
-        return list(self._paged("/v1/audit", limit, {"actor": actor, "project": project}, Entry))
+        """Who did what, and what was refused to whom, newest first; at most ``limit`` entries (None: all),
+        before the one of number ``before``."""
+        wanted = {"actor": actor, "project": project, "before": before}
+        return list(self._paged("/v1/audit", limit, wanted, Entry))
 
     def verify_audit(self, expect: str | None = None) -> Verdict:
         """Have the whole log's chain of hashes computed again; ``expect`` is a head that was seen earlier."""
         params = {"expect": expect} if expect else {}
         return Verdict(**self.call("GET", "/v1/audit/verify", params=params))
+
+    # --- who may do what ------------------------------------------------------------------------------
+
+    def keys(self) -> list[Key]:
+        """Every API key, newest first; without what it opens with."""
+        return [Key(**each) for each in self.call("GET", "/v1/keys")]
+
+    def create_key(self, principal: str, *, label: str = "", days: int | None = None) -> NewKey:
+        """Make an API key for a principal; what is in its ``key`` is not shown again."""
+        wanted = {"principal": principal, "label": label, "days": days}
+        return NewKey(**self.call("POST", "/v1/keys", json=wanted))
+
+    def revoke_key(self, prefix: str) -> None:
+        """From the next request on it opens nothing.
+
+        Raises:
+            NotFound: there is no such key.
+        """
+        self._transport.send("DELETE", f"/v1/keys/{segment(prefix)}")
+
+    def grants(self) -> list[Granted]:
+        """Every role that a principal holds in a project."""
+        return [Granted(**each) for each in self.call("GET", "/v1/grants")]
+
+    def set_grant(self, principal: str, project: str, role: str) -> Granted:
+        """Give a principal a role in a project ("*": in all), in place of the one it holds there."""
+        return Granted(**self.call("PUT", _grant(principal, project), json={"role": role}))
+
+    def remove_grant(self, principal: str, project: str) -> None:
+        """Take a principal's role in a project away."""
+        self._transport.send("DELETE", _grant(principal, project))
 
     def figure(self, run: Run, name: str) -> bytes | None:
         """A figure that a training logged (``roc``, ``calibration``, ``confusion``), as PNG; None when it
@@ -375,6 +414,10 @@ class Client:
             if page["next"] is None:
                 return
             asked["before"] = page["next"]
+
+
+def _grant(principal: str, project: str) -> str:
+    return f"/v1/grants/{segment(principal)}/{segment(project)}"
 
 
 def failure(failed: list[Run]) -> RunFailed:
