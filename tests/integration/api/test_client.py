@@ -65,7 +65,7 @@ def test_plan_apply_and_wait_pass_over_http(client: Client) -> None:
     assert client.runs() == []
     applied = client.apply()
     looks: list[State] = []
-    with pytest.raises(RunFailed, match=r"run 1 \(raw\) FAILED: lost 3 times") as error:
+    with pytest.raises(RunFailed, match=r"run 1 \(raw\) FAILED: LOST 3 times") as error:
         client.wait_applied(applied, lambda runs, endpoints: looks.extend(run.state for run in runs))
     assert "manta logs 1" in error.value.hint
     assert looks[-1] is State.FAILED
