@@ -12,11 +12,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from manta.control import replay
 from manta.control.controller import Controller, package_file, run_logs
 from manta.control.engine import Engine, RayEngine
 from manta.definitions import Endpoint, Policy, digest, from_json
 from manta.errors import InvalidInput, NotFound, Unavailable
 from manta.ledger.actor import Actor
+from manta.ledger.comparison import Comparison, comparison_of
 from manta.ledger.database import now
 from manta.ledger.endpoints import EndpointRow
 from manta.ledger.lineage import DEPTH, SIZE, Direction, Lineage
@@ -175,7 +177,7 @@ class Platform:
         name = project.name
         heads, last, succeeded, active = {}, {}, {}, {}
         for job_name, (job, _) in project.jobs().items():
-            for run in self.ledger.runs(project=name, job=job_name, limit=1):
+            for run in self.ledger.runs(project=name, job=job_name, limit=1, replays=False):
                 last[job_name] = run
                 if not run.state.ended and not run.stop_requested:
                     active[job_name] = run
@@ -316,6 +318,44 @@ class Platform:
         if attempt is not None and not 1 <= attempt <= run.attempt:
             raise NotFound(f"run {run_id} has no attempt {attempt}", hint=f"it has had {run.attempt}")
         return run_logs(self.settings, self.engine, run, attempt, offset)
+
+    def replay(self, run_id: int, *, by: Actor) -> Run:
+        """Submit a new run that repeats this one: the same package, definition and parameters, and the very
+        versions that it read. What it makes becomes nobody's newest, and no model is promoted.
+
+        Raises:
+            NotFound: there is no such run, or its package is gone.
+            InvalidInput: it did not succeed, or repeating it would change what is served.
+        """
+        first = self.ledger.run(run_id)
+        replay.check(first)
+        self._check_package(first.package)
+        run = self.ledger.submit(
+            key=f"{first.project}-replay-{secrets.token_hex(16)}",
+            project=first.project,
+            job=first.job,
+            kind=first.kind,
+            definition=first.definition,
+            fingerprint=first.fingerprint,
+            package=first.package,
+            params=first.params,
+            priority=first.priority,
+            replay_of=first.id,
+            by=by,
+        )
+        self.controller.wake()
+        return run
+
+    def comparison(self, run_id: int) -> Comparison:
+        """Whether a replay made the same as the run that it repeats.
+
+        Raises:
+            NotFound: there is no such run, or it is no replay.
+        """
+        run = self.ledger.run(run_id)
+        if run.replay_of is None:
+            raise NotFound(f"run {run_id} is no replay", hint=f"manta replay {run_id} repeats it")
+        return comparison_of(run)
 
     def lineage(
         self, project: str, of: str, direction: Direction = "both", *, depth: int = DEPTH, size: int = SIZE

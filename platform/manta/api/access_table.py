@@ -77,7 +77,7 @@ TABLE: Mapping[tuple[str, str], Rule] = {
     ("GET", R + "/logs"): Rule(Where.RUN, VIEWER),
     ("GET", R + "/comparison"): Rule(Where.RUN, VIEWER),
     ("POST", R + "/stop"): Rule(Where.RUN, DEVELOPER),
-    ("POST", R + "/replay"): Rule(Where.RUN, DEVELOPER, Takes.JSON),
+    ("POST", R + "/replay"): Rule(Where.RUN, DEVELOPER),
     ("GET", "/v1/audit"): Rule(Where.QUERY, ADMIN),
     ("GET", "/v1/audit/verify"): Rule(Where.EVERY, ADMIN),
     ("GET", "/v1/keys"): Rule(Where.EVERY, ADMIN),

@@ -21,6 +21,7 @@ from manta.api.context import (
     check_is,
     page_of,
 )
+from manta.ledger.comparison import Comparison
 from manta.ledger.runs import Attempt, Run
 from manta.project import Project
 
@@ -150,3 +151,15 @@ def logs(
 def stop(run_id: RunId, platform: Served, by: By) -> Run:
     """Ask for it to be stopped. Answers at once; read the run until it has ended."""
     return platform.stop(run_id, by=by)
+
+
+@router.post("/v1/runs/{run_id}/replay", operation_id="replay", status_code=201)
+def replay(run_id: RunId, platform: Served, by: By) -> Run:
+    """Run it again, from the very versions that it read. What that makes becomes nobody's newest."""
+    return platform.replay(run_id, by=by)
+
+
+@router.get("/v1/runs/{run_id}/comparison", operation_id="comparison")
+def comparison(run_id: RunId, platform: Served) -> Comparison:
+    """Whether a replay made the same as the run that it repeats; `equal` is null until it has succeeded."""
+    return platform.comparison(run_id)

@@ -16,6 +16,7 @@ from manta.client.handle import RunHandle
 from manta.client.transport import Transport, segment
 from manta.errors import MantaError, NotFound, PlatformDown, RunFailed, Unavailable
 from manta.ledger.audit import Entry, Verdict
+from manta.ledger.comparison import Comparison
 from manta.ledger.lineage import Direction, Lineage
 from manta.ledger.runs import Attempt, Run, State
 from manta.plan import Action, Plan
@@ -266,10 +267,13 @@ class Client:
         """Run it again from the versions that it read. Its comparison: :meth:`comparison` of the new run."""
         return RunHandle(self, Run(**self.call("POST", f"/v1/runs/{run_id}/replay")))
 
-    def comparison(self, run_id: int) -> dict[str, Any]:
-        """Whether a replay made the same as the run that it repeats."""
-        found: dict[str, Any] = self.call("GET", f"/v1/runs/{run_id}/comparison")
-        return found
+    def comparison(self, run_id: int) -> Comparison:
+        """Whether a replay made the same as the run that it repeats.
+
+        Raises:
+            NotFound: the run is no replay.
+        """
+        return Comparison(**self.call("GET", f"/v1/runs/{run_id}/comparison"))
 
     # --- models, endpoints, lineage, audit ------------------------------------------------------------
 

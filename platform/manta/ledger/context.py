@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from manta.definitions import Definition, Ref
-from manta.errors import NotFound
+from manta.errors import NotFound, SourceUnreadable
 from manta.ledger.runs import Progress, Run, Version
 from manta.ledger.store import Ledger
 from manta.settings import Settings
@@ -49,22 +49,51 @@ class RunContext:
         self.ledger.beat(self.run.id, self.run.attempt, Progress(done=done, total=total, unit=unit))
 
     def read(self, kind: str, name: str) -> Version:
-        """The newest version of an input, recorded as read by this run. Reads the same again in one run.
+        """The newest version of an input, recorded as read by this run; in a replay, the version that the
+        run it repeats has read. Reads the same again in one run.
 
         Raises:
-            NotFound: nothing has produced it yet.
+            NotFound: nothing has produced it yet, or the run to be repeated did not read it.
         """
-        for version in self.ledger.versions.inputs(self.run.id):
-            if version.ref == Ref(kind, name):
-                return version
-        version_now = self.ledger.versions.head(self.run.project, Ref(kind, name))
-        if version_now is None:
-            raise NotFound(f"{kind} {name!r} has no version yet", hint="`manta apply` makes what is missing")
-        self.ledger.versions.read_by(self.run.id, version_now)
-        return version_now
+        ref = Ref(kind, name)
+        read = self._read_by(self.run.id, ref)
+        if read is not None:
+            return read
+        if self.run.replay_of is not None:
+            version = self._read_by(self.run.replay_of, ref)
+            if version is None:
+                raise NotFound(
+                    f"run {self.run.replay_of}, which this run repeats, did not read {ref}",
+                    hint="the same code reads the same: does what it reads depend on something else?",
+                )
+        else:
+            version = self.ledger.versions.head(self.run.project, ref)
+            if version is None:
+                raise NotFound(
+                    f"{kind} {name!r} has no version yet", hint="`manta apply` makes what is missing"
+                )
+        self.ledger.versions.read_by(self.run.id, version)
+        return version
+
+    def _read_by(self, run_id: int, ref: Ref) -> Version | None:
+        return next((each for each in self.ledger.versions.inputs(run_id) if each.ref == ref), None)
 
     def read_source(self, name: str, token: str) -> None:
-        """Record the state of the source that this run reads."""
+        """Record the state of the source that this run reads.
+
+        Raises:
+            SourceUnreadable: in a replay, when it is no longer what the run to be repeated read: a source
+                keeps no versions.
+        """
+        if self.run.replay_of is not None:
+            then = self._read_by(self.run.replay_of, Ref("source", name))
+            if then is not None and then.version != token:
+                raise SourceUnreadable(
+                    f"the source of {name!r} has changed since run {self.run.replay_of} read it "
+                    f"({then.version}, now {token}): that run cannot be repeated",
+                    hint="put its files back as they were, names and times included; the dataset that it "
+                    "made keeps its versions",
+                )
         self.ledger.versions.read_by(self.run.id, Version(kind="source", name=name, version=token))
 
     def produced(self, kind: str, name: str, version: str | int, **detail: Any) -> None:

@@ -169,9 +169,10 @@ class Ledger:
         ids: Iterable[int] | None = None,
         before: int | None = None,
         limit: int = 50,
+        replays: bool = True,
     ) -> list[Run]:
-        """Newest first; of those projects; ``before`` is the id to go on from."""
-        wanted: list[Any] = []
+        """Newest first; of those projects; ``before`` is the id to go on from; with or without replays."""
+        wanted: list[Any] = [] if replays else [t.runs.c.replay_of.is_(None)]
         if ids is not None:
             wanted.append(t.runs.c.id.in_(list(ids)))
         if isinstance(project, str):
@@ -190,7 +191,8 @@ class Ledger:
         return self.runs(project=project, states=ACTIVE, limit=100_000)
 
     def last_success(self, project: str, job: str) -> Run | None:
-        found = self.runs(project=project, job=job, states=[State.SUCCEEDED], limit=1)
+        """The newest run of the job that has succeeded, replays apart."""
+        found = self.runs(project=project, job=job, states=[State.SUCCEEDED], limit=1, replays=False)
         return found[0] if found else None
 
     def made(self, project: str, kind: str) -> list[tuple[Version, Run]]:

@@ -21,10 +21,12 @@ class Versions:
         self._db = database
 
     def head(self, project: str, ref: Ref) -> Version | None:
-        """The version of ``ref`` that the newest run to succeed produced; None before the first."""
+        """The version of ``ref`` that the newest run to succeed produced, replays apart; None before the
+        first."""
         where = and_(
             t.runs.c.project == project,
             t.runs.c.state == State.SUCCEEDED,
+            t.runs.c.replay_of.is_(None),
             t.versions.c.direction == "out",
             t.versions.c.kind == ref.kind,
             t.versions.c.name == ref.name,
@@ -61,12 +63,13 @@ class Versions:
         return [_version(row) for row in rows]
 
     def producers(self, project: str, kind: str) -> list[int]:
-        """The runs that produced a version of that kind, newest first."""
+        """The runs that produced a version of that kind, newest first, replays apart."""
         query = (
             select(t.versions.c.run_id)
             .distinct()
             .join(t.runs)
-            .where(t.runs.c.project == project, t.versions.c.direction == "out", t.versions.c.kind == kind)
+            .where(t.runs.c.project == project, t.runs.c.replay_of.is_(None))
+            .where(t.versions.c.direction == "out", t.versions.c.kind == kind)
         )
         with self._db.read() as db:
             return sorted(db.execute(query).scalars(), reverse=True)

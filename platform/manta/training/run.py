@@ -98,7 +98,10 @@ def execute(context: RunContext) -> None:
     with steps.step("promotion"):
         manifest = context.read("features", training.features).detail["manifest"]
         candidate = Candidate(mlflow_run, outcome.metrics, location, digest, manifest)
-        version = promote(context, registry, candidate, data.raw["test"], data.labels("test"))
+        if context.run.replay_of is None:
+            version = promote(context, registry, candidate, data.raw["test"], data.labels("test"))
+        else:
+            version = f"replay-{context.run.id}"  # neither registered nor promoted: it is to be compared
     context.measured(seconds=steps.seconds)
     context.produced("model", training.model, version, **candidate.detail(context.run.package))
 

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -110,7 +111,10 @@ def _execute(context: RunContext, attempt: Attempt) -> None:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     # Ray installs its own handlers; ours must come after them.
     signal.signal(signal.SIGTERM, attempt.stop)
-    importlib.import_module(module).execute(context)
+    execute = importlib.import_module(module).execute
+    if context.run.replay_of is not None:
+        execute = partial(importlib.import_module("manta.worker.replay").repeat, execute)
+    execute(context)
 
 
 class _Stopped(BaseException):

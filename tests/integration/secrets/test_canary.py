@@ -42,13 +42,17 @@ def platform(canary: Canary, settings: Settings, postgres_url: str) -> Iterator[
     platform.close()
 
 
+def log_of(platform: Platform, run_id: int) -> str:
+    return platform.logs(run_id)[0].decode()
+
+
 def ended(platform: Platform, job: str) -> Run:
     project, content = load(platform.settings)
     platform.put_package(project.package, content)
     run = platform.run(project, job, {}, by=OWNER)
     until = time.monotonic() + 120
     while not (run := platform.get_run(run.id)).state.ended:
-        assert time.monotonic() < until, platform.logs(run.id)
+        assert time.monotonic() < until, log_of(platform, run.id)
         time.sleep(0.1)
     return run
 
@@ -57,9 +61,9 @@ def test_nothing_that_is_written_holds_the_secret(
     platform: Platform, canary: Canary, postgres_url: str
 ) -> None:
     failed, done = ended(platform, "leak"), ended(platform, "quiet")
-    log = platform.logs(failed.id)
+    log = log_of(platform, failed.id)
     assert (failed.state, failed.end_reason) == (State.FAILED, EndReason.USER_ERROR), log
-    assert done.state is State.SUCCEEDED, platform.logs(done.id)
+    assert done.state is State.SUCCEEDED, log_of(platform, done.id)
     assert "the token is [secret env:CANARY]\n[secret env:CANARY]\n" in log
     assert "child [secret env:CANARY]" in log
     assert "last words\n" in log
@@ -69,7 +73,7 @@ def test_nothing_that_is_written_holds_the_secret(
     assert done.definition["params"]["token"] == "${env:CANARY}"
 
     until = time.monotonic() + 60
-    while "last words" not in platform.logs(done.id):
+    while "last words" not in log_of(platform, done.id):
         assert time.monotonic() < until
     app = create(platform)
     client = TestClient(app, headers={"Authorization": f"Bearer {app.state.identity.prepare()}"})
@@ -81,6 +85,8 @@ def test_nothing_that_is_written_holds_the_secret(
             "/v1/runs/{run_id}/events",
             "/v1/runs/{run_id}/attempts",
             "/v1/projects/{project}/runs",
+            "/v1/projects/{project}/lineage?of=run:{run_id}",
+            "/v1/audit",
             "/healthz",
         )
     ]
