@@ -128,7 +128,9 @@ class Postgres:
 
     def kill(self) -> None:
         """SIGKILL the postmaster; its children end by themselves when they see it."""
-        psutil.Process(self._server.get_pid()).kill()
+        postmaster = psutil.Process(self._server.get_pid())
+        postmaster.kill()
+        postmaster.wait(30)
 
     def start(self) -> None:
         """After a kill. Refused as long as a child of the dead one lives: tried until it is up."""

@@ -233,6 +233,8 @@ class Local:
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in ("logs", "lake", "artifacts"):
             (self._home / folder).mkdir(exist_ok=True)
+        # Nor does `ray job submit --working-dir .` then send it to the cluster.
+        (self._home / ".gitignore").write_text("*\n")
 
     @contextlib.contextmanager
     def _lock(self, report: Report) -> Iterator[None]:
