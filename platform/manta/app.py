@@ -24,7 +24,7 @@ from manta.ledger.endpoints import EndpointRow
 from manta.ledger.lineage import DEPTH, SIZE, Direction, Lineage
 from manta.ledger.runs import ACTIVE, Attempt, Run, State
 from manta.ledger.store import Event, Ledger
-from manta.plan import Action, Held, Plan, plan
+from manta.plan import Action, Held, Plan, Step, needed, plan
 from manta.project import Project
 from manta.settings import Settings
 
@@ -149,11 +149,7 @@ class Platform:
             runs: dict[str, int] = {}
             for step in made.steps:
                 if step.action is Action.RUN:
-                    needs = [runs[need] for need in step.needs]
-                    last = held.last.get(step.name)
-                    key = digest([step.name, needs, last.id if last else 0])
-                    key = f"{project.name}-apply-{key}"
-                    runs[step.name] = self._submit(project, step.name, {}, needs, key, by).id
+                    runs[step.name] = self._submit_step(project, held, step, runs, "apply", by)
                 elif step.action is Action.DEPLOY:
                     endpoint, fingerprint = project.endpoints()[step.name]
                     self.ledger.projects.want_endpoint(
@@ -202,7 +198,9 @@ class Platform:
         *,
         by: Actor,
     ) -> Run:
-        """Submit one run of ``job``, fresh or not. The same ``key`` of the same principal gives the same run.
+        """Submit one run of ``job``, fresh or not, and before it one of each job that it needs and that is
+        not fresh; one that is at work already is waited for. The same ``key`` of the same principal gives the
+        same run.
 
         Raises:
             NotFound: the project has no such job, or its package has not been put.
@@ -212,9 +210,33 @@ class Platform:
         self._check_job(project, job, params)
         # Keys are chosen by whoever sends them: those of two principals, or of two projects, never meet.
         key = f"{project.name}-{digest([by.name, key])}" if key else secrets.token_hex(16)
-        run = self._submit(project, job, params, (), key, by)
+        needs = [] if self.ledger.submitted(key) else self._submit_needs(project, job, by)
+        run = self._submit(project, job, params, needs, key, by)
         self.controller.wake()
         return run
+
+    def _submit_needs(self, project: Project, job: str, by: Actor) -> list[int]:
+        """The runs that a run of ``job`` is to wait for, submitted where they are not at work."""
+        if not Policy.of(project.jobs()[job][0].to_json()).needs:
+            return []
+        with self._applying:
+            held = self._held(project)
+            runs: dict[str, int] = {}
+            for step in needed(project, held, job):
+                if step.action is Action.RUN:
+                    runs[step.name] = self._submit_step(project, held, step, runs, "need", by)
+                elif step.action is Action.FOLLOW and step.run is not None:
+                    runs[step.name] = step.run
+        return list(runs.values())
+
+    def _submit_step(
+        self, project: Project, held: Held, step: Step, runs: Mapping[str, int], why: str, by: Actor
+    ) -> int:
+        """Submit a run of a plan's step, once for those that plan the same from the same state."""
+        needs = [runs[need] for need in step.needs]
+        last = held.last.get(step.name)
+        key = digest([step.name, needs, last.id if last else 0])
+        return self._submit(project, step.name, {}, needs, f"{project.name}-{why}-{key}", by).id
 
     def adopt(
         self, project: Project, job: str, params: Mapping[str, Any], submission: str, *, by: Actor

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from manta.definitions import Definition, Ref
+from manta.definitions import Definition, Ref, Runnable
 from manta.errors import DefinitionInvalid, NotFound
 from manta.ledger.endpoints import EndpointRow
 from manta.ledger.runs import Run, State, Version
@@ -72,15 +72,13 @@ def plan(project: Project, held: Held, only: Iterable[str] | None = None) -> Pla
     ``only`` limits the plan to those jobs and what they depend on.
 
     Raises:
-        DefinitionInvalid: definitions read each other's outputs in a circle.
+        DefinitionInvalid: definitions read each other's outputs, or need each other, in a circle; or one
+            needs what the project does not define.
         NotFound: ``only`` names what the project does not define.
     """
     jobs = project.jobs()
     producer = {ref: name for name, (job, _) in jobs.items() for ref in job.outputs()}
-    upstream = {
-        name: tuple(dict.fromkeys(producer[ref] for ref in project.inputs(definition) if ref in producer))
-        for name, (definition, _) in jobs.items()
-    }
+    upstream = _upstream(project, producer)
     order = _ordered(upstream)
     if only is not None:
         order = [name for name in order if name in _closure(set(only), upstream)]
@@ -97,6 +95,47 @@ def plan(project: Project, held: Held, only: Iterable[str] | None = None) -> Pla
         if step.action is Action.RUN
     }
     return Plan(project=project.name, steps=tuple(found), touches=touches)
+
+
+def needed(project: Project, held: Held, job: str) -> tuple[Step, ...]:
+    """The steps of what ``job`` names in its ``needs``, and of what those name in theirs, in an order in
+    which they can be done. What only the data depend on is not among them, and makes none of them stale.
+
+    Raises:
+        DefinitionInvalid: as :func:`plan`.
+    """
+    jobs = project.jobs()
+    producer = {ref: name for name, (made, _) in jobs.items() for ref in made.outputs()}
+    upstream = _upstream(project, producer)
+    order = _ordered(upstream)
+    among = _closure({job}, {name: _needs(definition) for name, (definition, _) in jobs.items()}) - {job}
+    steps: dict[str, Step] = {}
+    for name in order:
+        if name in among:
+            definition, fingerprint = jobs[name]
+            before = tuple(other for other in upstream[name] if other in among)
+            steps[name] = _job_step(project, held, definition, fingerprint, before, steps)
+    return tuple(steps.values())
+
+
+def _upstream(project: Project, producer: dict[Ref, str]) -> dict[str, tuple[str, ...]]:
+    """Each job and those that must have succeeded before: whose outputs it reads, and whom it names."""
+    jobs = project.jobs()
+    found = {}
+    for name, (definition, _) in jobs.items():
+        unknown = sorted(set(_needs(definition)) - set(jobs))
+        if unknown:
+            raise DefinitionInvalid(
+                f"{name!r} needs {', '.join(unknown)}, which the project does not define",
+                hint=f"it has: {', '.join(sorted(jobs))}",
+            )
+        reads = [producer[ref] for ref in project.inputs(definition) if ref in producer]
+        found[name] = tuple(dict.fromkeys([*reads, *_needs(definition)]))
+    return found
+
+
+def _needs(definition: Definition) -> tuple[str, ...]:
+    return definition.needs if isinstance(definition, Runnable) else ()
 
 
 def _job_step(
@@ -190,7 +229,7 @@ def _ordered(upstream: dict[str, tuple[str, ...]]) -> list[str]:
     try:
         return list(TopologicalSorter(upstream).static_order())
     except CycleError as error:
-        raise DefinitionInvalid(f"these read each other's outputs: {' → '.join(error.args[1])}") from None
+        raise DefinitionInvalid(f"these need one another: {' → '.join(error.args[1])}") from None
 
 
 def _closure(names: set[str], upstream: dict[str, tuple[str, ...]]) -> set[str]:

@@ -138,6 +138,11 @@ class Ledger:
             return first
         return self.run(run_id)
 
+    def submitted(self, key: str) -> Run | None:
+        """The run that was submitted under that idempotency key."""
+        found = self._runs(t.runs.c.key == key, limit=1)
+        return found[0] if found else None
+
     # --- to read --------------------------------------------------------------------------------------
 
     def run(self, run_id: int) -> Run:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +26,7 @@ from manta.ledger.actor import OWNER
 from manta.ledger.database import now
 from manta.ledger.runs import EndReason, Run, State
 from manta.project import pack
-from manta.settings import Settings
+from manta.settings import WORKER_VARIABLE, Settings
 
 # Does what a worker does with the ledger, and then what the run's parameters say.
 WORKER = """
@@ -361,3 +363,63 @@ def test_a_log_that_was_not_complete_when_the_controller_died_is_completed(bench
     bench.turn_until(lambda: not list(bench.settings.home.glob("logs/runs/*.open")))
     kept = log_file(bench.settings, bench.run(run_id)).read_text()
     assert kept.splitlines()[-1] == "last words of one"
+
+
+# A controller that kills itself where it is told to, once it has come there.
+MORTAL = """
+import os, signal, sys
+from pathlib import Path
+from manta.app import Platform
+from manta.control.inline import InlineEngine
+from manta.settings import Settings
+
+point, script = sys.argv[1:]
+
+
+def here(name):
+    if name == point:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Mortal(InlineEngine):
+    def submit(self, *args, **kwargs):
+        here("before submit")
+        super().submit(*args, **kwargs)
+        here("after submit")
+
+    def stop(self, submission):
+        here("before stop")
+        super().stop(submission)
+        here("after stop")
+
+
+settings = Settings.load(".")
+platform = Platform(settings, Mortal(settings, settings.home / "inline", [sys.executable, script]))
+platform.controller.run_forever()
+"""
+
+
+@pytest.mark.parametrize("point", ["before submit", "after submit", "before stop", "after stop"])
+def test_a_controller_killed_anywhere_leaves_nothing_lost_doubled_or_stuck(bench: Bench, point: str) -> None:
+    ids = [bench.submit(f"job{number}", "wait") for number in range(2)]
+    if point.endswith("stop"):
+        bench.turn_until(lambda: len(bench.executed()) == 2)
+        bench.platform.stop(ids[0], by=OWNER)
+    bench.platform.controller.leader.resign()
+    env = os.environ | {WORKER_VARIABLE: bench.settings.for_worker()}
+    script = bench.settings.root / "worker.py"
+    dead = subprocess.run([sys.executable, "-c", MORTAL, point, str(script)], env=env, timeout=120)
+    assert dead.returncode == -signal.SIGKILL
+    bench.restarted()
+    if point.endswith("submit"):
+        bench.turn_until(lambda: len(bench.executed()) == 2)
+    else:
+        bench.turn_until(lambda: bench.run(ids[0]).state.ended)
+    bench.trace.with_name("trace.go").touch()
+    bench.turn_until(lambda: not bench.platform.ledger.active())
+    assert sorted(bench.executed()) == ids
+    assert [bench.run(each).attempt for each in ids] == [1, 1]
+    stops = point.endswith("stop")
+    assert bench.run(ids[0]).state is (State.STOPPED if stops else State.SUCCEEDED)
+    assert bench.run(ids[1]).state is State.SUCCEEDED
+    assert "last words" in bench.log(ids[1])

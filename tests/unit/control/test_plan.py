@@ -17,6 +17,7 @@ from manta.definitions import (
     FeatureTable,
     Files,
     Ingest,
+    Job,
     Materialize,
     Ref,
     TimeSplit,
@@ -27,7 +28,7 @@ from manta.definitions import (
 from manta.errors import DefinitionInvalid, NotFound
 from manta.ledger.endpoints import EndpointRow
 from manta.ledger.runs import Run, State, Version
-from manta.plan import Action, Held, Plan, plan
+from manta.plan import Action, Held, Plan, needed, plan
 from manta.project import Described, Project
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -217,3 +218,51 @@ def test_an_unknown_name_is_refused_with_those_there_are() -> None:
     with pytest.raises(NotFound) as error:
         plan(project(), Held(), only=["rats"])
     assert "rates" in error.value.hint
+
+
+PREPARE = Job(name="prepare", fn="jobs.x:prepare")
+CHECK = Job(name="check", fn="jobs.x:check", needs=("prepare", "rates"))
+REPORT = Job(name="report", fn="jobs.x:report", needs=("check",))
+
+
+def test_what_a_job_needs_comes_before_it_beside_what_it_reads() -> None:
+    order = [step.name for step in plan(project(*ALL, REPORT, CHECK, PREPARE), Held()).steps]
+    assert order.index("prepare") < order.index("check") < order.index("report")
+    assert order.index("raw") < order.index("rates") < order.index("check")
+
+
+def test_what_is_needed_and_fresh_is_not_run_again() -> None:
+    of = project(*ALL, REPORT, CHECK, PREPARE)
+    first = needed(of, Held(), "report")
+    assert {step.name for step in first} == {"prepare", "rates", "check"}
+    assert {step.action for step in first} == {Action.RUN}
+    assert first[-1].name == "check"
+    held = done(of)
+    assert {s.action for s in needed(of, held, "report")} == {Action.KEEP}
+    del held.succeeded["prepare"], held.last["prepare"]
+    steps = {step.name: step for step in needed(of, held, "report")}
+    assert {name: step.action for name, step in steps.items()} == {
+        "prepare": Action.RUN,
+        "rates": Action.KEEP,
+        "check": Action.RUN,
+    }
+    assert steps["check"].needs == ("prepare",)
+    assert needed(of, held, "rates") == ()
+
+
+def test_what_is_needed_and_at_work_is_followed() -> None:
+    of = project(*ALL, REPORT, CHECK, PREPARE)
+    held = done(of)
+    working = made(99, "prepare", of.jobs()["prepare"][1], State.RUNNING)
+    del held.succeeded["prepare"]
+    held.last["prepare"] = held.active["prepare"] = working
+    steps = {step.name: step for step in needed(of, held, "check")}
+    assert (steps["prepare"].action, steps["prepare"].run) == (Action.FOLLOW, 99)
+
+
+def test_a_need_that_is_not_there_or_goes_in_a_circle_is_refused() -> None:
+    with pytest.raises(DefinitionInvalid, match="'check' needs prepare"):
+        plan(project(CHECK), Held())
+    circle = [Job(name=a, fn="jobs.x:x", needs=(b,)) for a, b in ("ab", "ba")]
+    with pytest.raises(DefinitionInvalid, match="need one another"):
+        plan(project(*circle), Held())
