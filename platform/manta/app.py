@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from manta.control import replay
 from manta.control.controller import Controller, package_file, run_logs
 from manta.control.engine import Engine, RayEngine
+from manta.control.openlineage import Emitter
 from manta.definitions import Endpoint, Policy, digest, from_json
 from manta.errors import InvalidInput, NotFound, Unavailable
 from manta.ledger.actor import Actor
@@ -78,6 +79,7 @@ class Platform:
         self.ledger = Ledger(settings.ledger_url)
         self.engine = engine or RayEngine(settings)
         self.controller = Controller(settings, self.ledger, self.engine)
+        self._emitter = Emitter(settings, self.ledger) if settings.openlineage else None
         self._thread: threading.Thread | None = None
         self._applying = threading.Lock()
         self._looking = threading.Lock()
@@ -88,9 +90,13 @@ class Platform:
         self.ledger.create()
         self._thread = threading.Thread(target=self.controller.run_forever, name="controller", daemon=True)
         self._thread.start()
+        if self._emitter:
+            self._emitter.start()
 
     def close(self) -> None:
         self.controller.stop()
+        if self._emitter:
+            self._emitter.close()
         if self._thread:
             self._thread.join(timeout=10)
         self.ledger.close()

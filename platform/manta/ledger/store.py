@@ -26,6 +26,7 @@ from manta.ledger.lineage import Histories
 from manta.ledger.projects import Projects
 from manta.ledger.requests import Requests
 from manta.ledger.runs import ACTIVE, Attempt, EndReason, Progress, Run, State, Version, check_move
+from manta.ledger.told import Told
 from manta.secrets import redactor, without_passwords
 
 
@@ -48,6 +49,7 @@ class Ledger:
         self.projects = Projects(self._db)
         self.histories = Histories(self._db)
         self.leases = Leases(self._db)
+        self.told = Told(self._db)
         self.access = Access(self._db)
         self.audit = audit.Audit(self._db)
         self.requests = Requests(self._db)
