@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -167,44 +165,6 @@ def type_name(what: str, dtype: Any) -> str:
         names = ", ".join(sorted(_SCALARS.values()))
         raise DefinitionInvalid(f"{what} is {dtype}", hint=f"manta reads {names}, and lists of them")
     return kind
-
-
-@dataclass(frozen=True)
-class Code:
-    """A hash of the project's files that a function runs, and whether one of them imports Feast."""
-
-    digest: str
-    imports_feast: bool
-
-
-def code_of(module: Path, root: Path) -> Code:
-    """The module in that file and, transitively, what it imports from the project in ``root``."""
-    files: dict[str, str] = {}
-    imports_feast = False
-    todo = [module.resolve()]
-    while todo:
-        path = todo.pop()
-        if not path.is_relative_to(root) or str(path.relative_to(root)) in files:
-            continue
-        text = path.read_bytes()
-        files[str(path.relative_to(root))] = hashlib.sha256(text).hexdigest()
-        for node in ast.walk(ast.parse(text)):
-            for name in _imports(node, path.relative_to(root).parts):
-                imports_feast |= name.split(".")[0] == "feast"
-                stem = root.joinpath(*name.split("."))
-                todo += [p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()]
-    return Code(hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16], imports_feast)
-
-
-def _imports(node: ast.AST, of: tuple[str, ...]) -> list[str]:
-    """The modules that a statement of the file ``of`` may import."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        up = of[: -node.level] if node.level else ()
-        module = ".".join([*up, *([node.module] if node.module else [])])
-        return [module, *(f"{module}.{alias.name}" for alias in node.names)]
-    return []
 
 
 def _use(

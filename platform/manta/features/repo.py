@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import os
 import re
@@ -25,9 +26,10 @@ from google.protobuf.json_format import MessageToDict
 
 from manta.definitions import FeatureRepo, ViewInfo, digest
 from manta.definitions.base import import_failure
+from manta.definitions.code import code_of
 from manta.errors import DefinitionInvalid, MantaError
 from manta.features.config import FILE, FOLDER, config_of
-from manta.features.manifest import Functions, code_of, on_demand_of, type_name, view_of
+from manta.features.manifest import Functions, on_demand_of, type_name, view_of
 from manta.features.source import DatasetSource
 from manta.settings import Settings
 
@@ -132,8 +134,12 @@ def _function_of(view: OnDemandFeatureView, root: Path) -> tuple[str, str]:
     name = getattr(function, "__qualname__", "")
     inside = path.is_relative_to(root)
     module = ".".join(path.relative_to(root).with_suffix("").parts) if inside else ""
-    code = code_of(path, root) if inside else None
-    if code is None or code.imports_feast or getattr(sys.modules.get(module), name, None) is not function:
+    code = code_of(root, [path.resolve()]) if inside else None
+    if (
+        code is None
+        or "feast" in code.packages
+        or getattr(sys.modules.get(module), name, None) is not function
+    ):
         raise DefinitionInvalid(
             f"the function of on-demand view {view.name!r} cannot be imported without Feast",
             hint=f"define it at the top level of a module without Feast, {FOLDER}/request_time.py say, and "
@@ -142,7 +148,7 @@ def _function_of(view: OnDemandFeatureView, root: Path) -> tuple[str, str]:
     # Feast's SDK rebuilds the function from this text: with the whole module, it finds what it calls there.
     text = path.read_text()
     view.udf_string = view.feature_transformation.udf_string = text  # type: ignore[union-attr]
-    return f"{module}:{name}", code.digest
+    return f"{module}:{name}", hashlib.sha256(repr(sorted(code.files.items())).encode()).hexdigest()[:16]
 
 
 def _check_objects(repo: Repo) -> None:

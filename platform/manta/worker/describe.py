@@ -5,7 +5,6 @@ it defines, as JSON. It runs in a process of its own, for it executes the projec
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib
 import json
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 from manta.definitions import Definition, digest
 from manta.definitions.base import import_failure
+from manta.definitions.code import code_of, file_of
 from manta.errors import DefinitionInvalid, MantaError
 from manta.settings import Settings
 
@@ -87,31 +87,8 @@ def _imported(name: str, root: Path) -> Any:
 def _code(root: Path, definition: Definition) -> dict[str, str]:
     """Hashes of the project's files that a run of it executes: its functions' modules and, transitively,
     what those import from the project."""
-    files: dict[str, str] = {}
-    todo = [path.partition(":")[0] for path in definition.code()]
-    while todo:
-        path = _file(root, todo.pop())
-        if path is None or str(path.relative_to(root)) in files:
-            continue
-        text = path.read_bytes()
-        files[str(path.relative_to(root))] = hashlib.sha256(text).hexdigest()
-        package = path.relative_to(root).parent.parts
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Import):
-                todo += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-                module = ".".join(part for part in (base, node.module or "") if part)
-                todo += [module, *(f"{module}.{alias.name}" for alias in node.names)]
-    return files
-
-
-def _file(root: Path, module: str) -> Path | None:
-    stem = root.joinpath(*module.split("."))
-    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
-        if module and path.is_file():
-            return path
-    return None
+    modules = [file_of(root, path.partition(":")[0]) for path in definition.code()]
+    return code_of(root, [path for path in modules if path is not None]).files
 
 
 if __name__ == "__main__":
