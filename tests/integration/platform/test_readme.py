@@ -1,67 +1,105 @@
-"""Every command and code block of the README is run, in a copy of the reference project."""
+"""Every command and code block of the README and of docs/ is run, in a copy of the reference project."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
+from manta.settings import Settings
 from tests.integration.platform.conftest import BIN, Commands
 
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[3]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.M | re.S)
-COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()]
-PYTHON = [block for kind, block in BLOCKS if kind == "python"]
-OWN_DATA = next(block for block in PYTHON if "Ingest(" in block)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    (page.name, kind, block)
+    for page in PAGES
+    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
+]
+COMMANDS = [
+    pytest.param(line, id=f"{page}: {line[:50]}")
+    for page, kind, block in BLOCKS
+    if kind == "bash"
+    for line in block.splitlines()
+    if line.strip()
+]
+# What defines something is put into the project's jobs/; the rest is a program.
+DEFINING = {
+    re.search(r"^(\w+) = (?:Ingest|Job)\(", block, flags=re.M)[1]: block  # type: ignore[index]
+    for _, kind, block in BLOCKS
+    if kind == "python" and re.search(r"^(\w+) = (?:Ingest|Job)\(", block, flags=re.M)
+}
+PROGRAMS = [block for _, kind, block in BLOCKS if kind == "python" and block not in DEFINING.values()]
+YAML = [(page, block) for page, kind, block in BLOCKS if kind == "yaml"]
 
 
 def here(flights: Commands, text: str) -> str:
-    """The README speaks of the reference project under its own name and on the default port."""
+    """The pages speak of the reference project under its own name and on the default port."""
     address = f"127.0.0.1:{flights.env['MANTA_PORTS__SERVE']}/{flights.root.name}/"
     return text.replace("127.0.0.1:8000/flights/", address)
 
 
 @pytest.fixture(scope="module")
-def with_own_data(flights: Commands) -> Commands:
-    """The project with the README's own ingest in it, and the file that it reads."""
-    (flights.root / "jobs/prices.py").write_text(OWN_DATA)
+def with_own(flights: Commands) -> Commands:
+    """The project with the pages' own definitions in it, and the file that one of them reads."""
+    for name, block in DEFINING.items():
+        (flights.root / f"jobs/{name}.py").write_text(block)
     (flights.root / "data").mkdir(exist_ok=True)
     (flights.root / "data/prices-1.csv").write_text("sku,price\na,1.5\nb,2\n")
     return flights
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def _commands(first: str) -> list[object]:
+    return [each for each in COMMANDS if str(each.values[0]).split()[0] in first.split()]
+
+
+@pytest.mark.parametrize("command", _commands("make"))
 def test_make_commands_are_targets(command: str) -> None:
     target = command.split()[1]
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.M)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("make ")])
-def test_commands_run(with_own_data: Commands, command: str) -> None:
-    words = shlex.split(here(with_own_data, command), comments=True)
+@pytest.mark.parametrize("command", _commands("manta curl ray"))
+def test_commands_run(with_own: Commands, command: str) -> None:
+    words = shlex.split(here(with_own, command), comments=True)
     if words[0] == "curl":
         words.insert(1, "--fail-with-body")
-    done = with_own_data.shell(*words)
+    if words[0] == "ray":
+        with_own.env["RAY_ADDRESS"] = f"http://127.0.0.1:{with_own.env['MANTA_PORTS__DASHBOARD']}"
+    try:
+        done = with_own.shell(*words)
+    finally:
+        with_own.env.pop("RAY_ADDRESS", None)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if block is not OWN_DATA])
-def test_python_blocks_run(flights: Commands, block: str) -> None:
-    done = flights.shell(str(BIN / "python"), "-c", block)
+@pytest.mark.parametrize("block", PROGRAMS)
+def test_programs_run(with_own: Commands, block: str) -> None:
+    done = with_own.shell(str(BIN / "python"), "-c", block)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
 
-def test_the_own_data_is_there_after_the_readmes_commands(with_own_data: Commands) -> None:
-    assert re.search(r"prices\s+succeeded", with_own_data("runs", "--job", "prices"))
+def test_the_own_data_is_there_after_the_readmes_commands(with_own: Commands) -> None:
+    assert re.search(r"prices\s+succeeded", with_own("runs", "--job", "prices"))
 
 
-def test_no_command_of_the_readme_is_forgotten() -> None:
-    assert {kind for kind, _ in BLOCKS} <= {"bash", "python", "text"}
-    assert {command.split()[0] for command in COMMANDS} == {"make", "manta", "curl"}
+@pytest.mark.parametrize(("page", "block"), YAML)
+def test_settings_are_settings(page: str, block: str, tmp_path: Path) -> None:
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster/prod.yaml").write_text(block)
+    settings = Settings.load(tmp_path, profile="prod")
+    given = yaml.safe_load(block)
+    assert set(given) <= settings.model_fields_set, os.fspath(page)
+
+
+def test_no_command_of_the_pages_is_forgotten() -> None:
+    assert {kind for _, kind, _ in BLOCKS} <= {"bash", "python", "text", "yaml"}
+    assert {str(each.values[0]).split()[0] for each in COMMANDS} == {"make", "manta", "curl", "ray"}
