@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from manta.control import replay
 from manta.control.controller import Controller, package_file, run_logs
 from manta.control.engine import Engine, RayEngine
+from manta.control.leader import LEASE
 from manta.control.openlineage import Emitter
 from manta.definitions import Endpoint, Policy, digest, from_json
 from manta.errors import InvalidInput, NotFound, Unavailable
@@ -107,11 +108,18 @@ class Platform:
             if time.monotonic() >= self._looked_until:
                 self._ready = Readiness(
                     ledger=_said(self.ledger.identity),
-                    controller=self.controller.trouble or "ok",
+                    controller=self.controller.trouble or _said(self._led),
                     ray=_said(self.engine.check),
                 )
                 self._looked_until = time.monotonic() + READY_SECONDS
             return self._ready
+
+    def _led(self) -> None:
+        """Raises:
+        Unavailable: no controller, of this server or of another, leads.
+        """
+        if not self.controller.leader.leading and self.ledger.leases.holder(LEASE) is None:
+            raise Unavailable("none leads yet")
 
     # --- plan and apply -------------------------------------------------------------------------------
 

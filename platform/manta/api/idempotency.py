@@ -9,7 +9,7 @@ import secrets
 import socket
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import psutil
 
@@ -41,11 +41,13 @@ class Idempotency:
     """Of one server process. An answer is kept when the request succeeded; one that failed changed nothing,
     and may be sent again with its key. Thread-safe."""
 
+    # The claims that this process executes: of all its applications, for a claim names the process.
+    _at_work: ClassVar[set[str]] = set()
+
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
         process = psutil.Process()
         self._me = f"{socket.gethostname()} {process.pid} {process.create_time()}"
-        self._at_work: set[str] = set()
 
     def begin(self, principal: str, key: str, request: str) -> Claim | Kept:
         """The claim to execute the request, to be given to :meth:`end`; or the answer to be given again.
