@@ -144,7 +144,7 @@ def strict_json(body: bytes) -> Any:
         if re.search(rb"\\u(?:0000|[dD][89a-fA-F])", body):
             text = json.dumps(value, ensure_ascii=False)
             text.encode()
-            if "\\u0000" in text:
+            if "\\u0000" in text.replace("\\\\", ""):
                 raise ValueError("text with a NUL character")
     except (ValueError, RecursionError) as error:
         raise RequestInvalid(

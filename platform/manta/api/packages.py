@@ -14,7 +14,7 @@ router = APIRouter(tags=["packages"])
 Package = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0" * 32])]
 
 
-@router.head("/v1/packages/{package}", operation_id="has_package")
+@router.head("/v1/packages/{package}", operation_id="has_package", response_class=Response)
 def has_package(package: Package, platform: Served) -> Response:
     """Whether the server has it."""
     if not platform.has_package(package):

@@ -135,7 +135,7 @@ def attempts(run_id: RunId, platform: Served) -> list[Attempt]:
 def logs(
     run_id: RunId,
     platform: Served,
-    offset: Annotated[int, Query(ge=0, le=2**53, description="Bytes to leave out.")] = 0,
+    offset: Annotated[int, Query(ge=0, le=2**40, description="Bytes to leave out.")] = 0,
     attempt: Annotated[
         int | None, Query(ge=1, le=BIGGEST_ID, description="The last attempt unless given.")
     ] = None,
