@@ -66,6 +66,9 @@ class _Platform:
         trouble = GaugeMetricFamily("manta_controller_trouble", "Whether the controller's last round failed.")
         trouble.add_metric([], float(bool(self._platform.controller.trouble)))
         yield trouble
+        leading = GaugeMetricFamily("manta_controller_leading", "Whether this server's controller acts.")
+        leading.add_metric([], float(self._platform.controller.leading))
+        yield leading
         if counted is None:
             return
         runs = GaugeMetricFamily("manta_runs", "Runs in the ledger, by state.", labels=("state",))

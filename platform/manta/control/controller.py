@@ -145,7 +145,8 @@ class Controller:
                 continue  # the worker moved it meanwhile; the next round sees how
             except Unavailable as error:
                 self._unavailable = error  # it must not hold up the others
-        if self._unavailable is None:
+        deploying = False
+        if all(sight.answers for sight in sights):
             self._admit()
             deploying = self._deployer.tick()
         if self._unavailable is not None:

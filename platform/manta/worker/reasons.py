@@ -13,6 +13,7 @@ LOST = {
     *("NodeDiedError", "LocalRayletDiedError", "WorkerCrashedError", "ActorDiedError"),
     *("ActorUnavailableError", "ObjectLostError", "OwnerDiedError", "RaySystemError", "RpcError"),
 }
+FOR_MEMORY = "NODE_OUT_OF_MEMORY"  # Ray's words when its memory monitor killed an actor
 BY_THE_USER = "creation task"  # Ray's words when an actor died of its own __init__
 
 
@@ -23,7 +24,10 @@ def end_reason(error: BaseException) -> EndReason:
     chain = list(_chain(error))
     if any(_names(each) & OUT_OF_MEMORY for each in chain):
         return EndReason.OUT_OF_MEMORY
-    if any(_names(each) & LOST and BY_THE_USER not in str(each) for each in chain):
+    lost = [each for each in chain if _names(each) & LOST and BY_THE_USER not in str(each)]
+    if any(FOR_MEMORY in str(each) for each in lost):
+        return EndReason.OUT_OF_MEMORY
+    if lost:
         return EndReason.LOST
     return EndReason.USER_ERROR
 

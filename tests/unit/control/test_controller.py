@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from manta.control.controller import log_file, package_file
 from manta.control.engine import JobState
 from manta.control.inline import InlineEngine
 from manta.control.leader import Leader
+from manta.errors import Unavailable
 from manta.ledger import tables
 from manta.ledger.actor import OWNER
 from manta.ledger.database import now
@@ -423,3 +425,43 @@ def test_a_controller_killed_anywhere_leaves_nothing_lost_doubled_or_stuck(bench
     assert bench.run(ids[0]).state is (State.STOPPED if stops else State.SUCCEEDED)
     assert bench.run(ids[1]).state is State.SUCCEEDED
     assert "last words" in bench.log(ids[1])
+
+
+class Picky(InlineEngine):
+    """Refuses to start the run with this number."""
+
+    refused = 0
+
+    def submit(self, submission: str, run_id: int, *args: Any, **named: Any) -> None:
+        if run_id == self.refused:
+            raise Unavailable("refused")
+        super().submit(submission, run_id, *args, **named)
+
+
+def test_one_that_the_engine_refuses_does_not_hold_up_the_others_and_is_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Picky(bench.settings, bench.settings.home / "inline", bench.command)
+    bench.platform.controller.leader.resign()
+    bench.platform = Platform(bench.settings, engine)
+    engine.refused = bench.submit("one", retry={"lost": 0, "backoff": 0})
+    other = bench.submit("other")
+
+    def patiently(done: Callable[[], Any]) -> None:
+        def ticked() -> bool:
+            with contextlib.suppress(Unavailable):
+                bench.turn()
+            return bool(done())
+
+        until = time.monotonic() + 60
+        while not ticked():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+    patiently(lambda: bench.run(other).state.ended)
+    assert bench.run(other).state is State.SUCCEEDED
+    assert bench.run(engine.refused).state is State.STARTING
+    monkeypatch.setattr(controller, "REFUSED_SECONDS", 0.0)
+    patiently(lambda: bench.run(engine.refused).state.ended)
+    assert (bench.run(engine.refused).end_reason, bench.run(engine.refused).message) == ("LOST", "refused")
+    assert bench.executed() == [other]
