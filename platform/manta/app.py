@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from manta.control import replay
 from manta.control.controller import Controller, package_file, run_logs
 from manta.control.engine import Engine, RayEngine
+from manta.control.inline import InlineEngine
 from manta.control.leader import LEASE
 from manta.control.openlineage import Emitter
 from manta.definitions import Endpoint, Policy, digest, from_json
@@ -78,7 +79,7 @@ class Platform:
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
         self.ledger = Ledger(settings.ledger_url)
-        self.engine = engine or RayEngine(settings)
+        self.engine = engine or _engine(settings)
         self.controller = Controller(settings, self.ledger, self.engine)
         self._emitter = Emitter(settings, self.ledger) if settings.openlineage else None
         self._thread: threading.Thread | None = None
@@ -450,6 +451,12 @@ class Platform:
             served=row.served,
             message=row.message,
         )
+
+
+def _engine(settings: Settings) -> Engine:
+    if settings.engine == "inline":
+        return InlineEngine(settings, settings.home / "inline")
+    return RayEngine(settings)
 
 
 def _said(part: Callable[[], object]) -> str:

@@ -100,6 +100,7 @@ class Settings(BaseSettings):
         server_url, ray_url, mlflow_url: attached when given; ``ray_url`` is the address of Ray's dashboard.
         ledger_url: a SQLAlchemy URL.
         lake: the folder that holds the datasets.
+        engine: what executes runs: ``ray``; or ``inline``, each as a process here, without a cluster.
         cpus: logical CPUs that a local Ray head offers; 0 lets manta choose.
         ray_auth: Ray's RAY_AUTH_MODE, always set explicitly.
         concurrent_runs: the most runs at work at once.
@@ -127,6 +128,7 @@ class Settings(BaseSettings):
     serve_url: str = ""
     ledger_url: str = ""
     lake: str = ""
+    engine: Literal["ray", "inline"] = "ray"
     cpus: int = Field(default=0, ge=0)
     ray_auth: str = "disabled"
     concurrent_runs: int = Field(default=3, ge=1)

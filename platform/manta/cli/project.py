@@ -23,10 +23,16 @@ def plan(as_json: AsJson = False) -> None:
 
 def apply(
     wait: Annotated[bool, typer.Option(help="Wait for the runs and endpoints to be done.")] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Run what is missing or stale, and bring the endpoints to what the project defines."""
     client = platform()
     applied = client.apply()
+    if as_json:
+        if wait:
+            client.wait_applied(applied)
+        print_json(applied)
+        return
     show_applied(applied)
     if wait:
         with LiveRuns() as live:

@@ -46,6 +46,7 @@ def run(
     stop_on_interrupt: Annotated[
         bool, typer.Option("--stop-on-interrupt", help="Ctrl-C or SIGTERM stops the run too: for CI.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Submit one run of a job, whether or not what it made is fresh.
 
@@ -56,7 +57,7 @@ def run(
     client = platform()
     submitted = client.submit(name, _params(param or []), key=key)
     if not wait:
-        console.print(f"run {submitted.id} ({name}) is {submitted.state}", highlight=False)
+        _told_of(submitted.data, as_json)
         return
     if stop_on_interrupt:
         signal.signal(signal.SIGTERM, _as_interrupt)
@@ -70,6 +71,15 @@ def run(
     if ended.state is not State.SUCCEEDED:
         show(failure([ended]))
         raise typer.Exit(STOPPED if ended.state is State.STOPPED else 1)
+
+
+def _told_of(found: Run, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    state = f"{found.state} {said(found)}" if found.state.ended else str(found.state)
+    told = " and is being stopped" if found.stop_requested and not found.state.ended else ""
+    console.print(f"run {found.id} ({found.job}) is {state}{told}".rstrip(), highlight=False, markup=False)
 
 
 def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -171,20 +181,14 @@ def logs(
 def stop(
     run_id: RunId,
     wait: Annotated[bool, typer.Option(help="Wait until it has ended.")] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Stop a run, and wait until it has ended. It is asked first, and killed after the grace of its job."""
     client = platform()
-    before = client.look(run_id)
-    if before.state.ended:
-        console.print(f"run {run_id} has already ended: {before.state}", highlight=False)
-        return
     stopped = client.stop(run_id)
     if wait:
         stopped = _until_ended(client, stopped)
-    told = said(stopped) or ""
-    console.print(
-        f"run {run_id} {stopped.state if stopped.state.ended else 'is being stopped'} {told}".rstrip()
-    )
+    _told_of(stopped, as_json)
 
 
 def _until_ended(client: Client, run: Run) -> Run:

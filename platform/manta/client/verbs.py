@@ -31,7 +31,6 @@ PAGE_ROWS = 200
 WAITING_PATIENCE = (
     60.0  # seconds that a server may be away while a run is waited for: it may be starting anew
 )
-SETTLE_SECONDS = 1.5  # what a run printed last is copied after its end
 
 
 class Happening(BaseModel):
@@ -208,9 +207,10 @@ class Client:
     def logs(self, run_id: int, *, attempt: int | None = None) -> str:
         """What an attempt of a run, the last unless given, has printed so far."""
         whole, decode = "", codecs.getincrementaldecoder("utf-8")("replace").decode
-        offset = 0
-        while chunk := self._log(run_id, attempt, offset):
-            whole, offset = whole + decode(chunk), offset + len(chunk)
+        chunk, offset = self._log(run_id, attempt, 0)
+        while chunk:
+            whole += decode(chunk)
+            chunk, offset = self._log(run_id, attempt, offset)
         return whole
 
     def watch(self, run_id: int) -> Iterator[Look]:
@@ -218,31 +218,27 @@ class Client:
         attempts printed was in one of them. A server that is away for a while is waited for."""
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         attempt = offset = 0
-        settled: float | None = None
         while True:
             run = self.look(run_id, patience=WAITING_PATIENCE)
             chunk = b""
-            if attempt:  # before a next one: the rest of this
-                chunk = self._log(run_id, attempt, offset)
+            if attempt:  # before the next one: the rest of this
+                chunk, offset = self._log(run_id, attempt, offset)
             if not chunk and run.attempt > attempt:
-                attempt, offset = attempt + 1, 0
-                chunk = self._log(run_id, attempt, 0)
-            offset += len(chunk)
-            if run.state.ended and not chunk and attempt >= run.attempt:
-                settled = settled or time.monotonic() + (SETTLE_SECONDS if attempt else 0)
-                if time.monotonic() >= settled:
-                    yield Look(run, "")
+                attempt += 1
+                chunk, offset = self._log(run_id, attempt, 0)
+            yield Look(run, decode(chunk))
+            if not chunk and attempt == run.attempt:
+                if run.state.ended:
                     return
-            elif chunk or not run.state.ended:
-                settled = None
-                yield Look(run, decode(chunk))
-            if not chunk:
                 time.sleep(POLL_SECONDS)
 
-    def _log(self, run_id: int, attempt: int | None, offset: int) -> bytes:
+    def _log(self, run_id: int, attempt: int | None, offset: int) -> tuple[bytes, int]:
+        """What follows ``offset``, and the offset that follows it; after a run's end, nothing is the end."""
         params = {"offset": offset} | ({"attempt": attempt} if attempt else {})
-        path = f"/v1/runs/{run_id}/logs"
-        return self._transport.send("GET", path, params=params, patience=WAITING_PATIENCE).content
+        answer = self._transport.send(
+            "GET", f"/v1/runs/{run_id}/logs", params=params, patience=WAITING_PATIENCE
+        )
+        return answer.content, int(answer.headers["manta-next-offset"])
 
     def stop(self, run_id: int) -> Run:
         """Ask for a run to be stopped. Returns at once; :meth:`wait` for its end."""

@@ -67,7 +67,7 @@ class Spec:
 
 
 def all_parts(settings: Settings) -> tuple[Spec, ...]:
-    """Ray, MLflow and the manta server.
+    """Ray, unless runs are executed without it, MLflow and the manta server.
 
     Raises:
         SettingsInvalid: they would have to listen elsewhere than on the loopback interface.
@@ -77,7 +77,8 @@ def all_parts(settings: Settings) -> tuple[Spec, ...]:
             f"host is {settings.host!r}, and what `manta up` starts listens on the loopback interface only",
             hint="leave host out; to use parts that run elsewhere, give ray_url, mlflow_url, server_url",
         )
-    return ray(settings), mlflow(settings), server(settings)
+    cluster = (ray(settings),) if settings.engine == "ray" else ()
+    return *cluster, mlflow(settings), server(settings)
 
 
 def everybodys_env(settings: Settings) -> dict[str, str]:
