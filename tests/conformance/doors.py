@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 from pydantic import TypeAdapter
 
 from manta.app import Applied, EndpointInfo, ModelVersion, Platform
@@ -21,8 +25,10 @@ from manta.ledger.lineage import Lineage
 from manta.ledger.runs import Attempt, Run
 from manta.plan import Plan
 from manta.project import Project, load
+from manta.settings import Settings
 from manta.testing import PROJECT
 
+UP_SECONDS = 60
 MANTA = str(Path(sys.executable).parent / "manta")
 
 
@@ -77,7 +83,7 @@ class PlatformDoor:
         return self._platform.ledger.audit.entries(limit=limit)
 
     def replay(self, run_id: int) -> Run:
-        return self._platform.replay(run_id, by=OWNER)  # type: ignore[attr-defined]
+        return self._platform.replay(run_id, by=OWNER)
 
 
 class ClientDoor:
@@ -182,9 +188,38 @@ class CommandDoor:
         return found
 
     def audit(self, limit: int) -> Sequence[Entry]:
-        found: list[Entry] = self._json(list[Entry], "audit", "--limit", str(limit))
+        found: list[Entry] = self._json(list[Entry], "audit", "list", "--limit", str(limit))
         return found
 
     def replay(self, run_id: int) -> Run:
-        found: Run = self._json(Run, "replay", str(run_id))
-        return found
+        told = self._manta("replay", str(run_id))
+        return self.run(int(told.split()[1]))
+
+
+@contextlib.contextmanager
+def server(root: Path) -> Iterator[str]:
+    """The server of the project in ``root``, as a process; its address."""
+    url = Settings.load(root).server_url
+    with (root / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "manta.api"], cwd=root, stdout=log, stderr=log, env=environment()
+        )
+    try:
+        until = time.monotonic() + UP_SECONDS
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"{url}/healthz").raise_for_status()
+                break
+            assert process.poll() is None, (root / "server.log").read_text()
+            assert time.monotonic() < until, (root / "server.log").read_text()
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("MANTA_")} | {
+        "COLUMNS": "400"
+    }

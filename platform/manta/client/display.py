@@ -114,7 +114,7 @@ class Follower:
         self._unfinished = ""
 
     def __enter__(self) -> Self:
-        if file_is_cell := (self._file is sys.stdout and in_notebook()):
+        if self._file is sys.stdout and in_notebook():
             from IPython.display import display
 
             self._cell = display(_Html(""), display_id=True)
@@ -122,7 +122,6 @@ class Follower:
             console = Console(file=self._file)
             self._live = Live(console=console, refresh_per_second=8, redirect_stdout=False)
             self._live.start()
-        assert not file_is_cell or self._cell is not None
         return self
 
     def __exit__(
@@ -162,6 +161,7 @@ class Follower:
         self._lines.extend(whole)
         lines = [*self._lines, self._unfinished] if self._unfinished else list(self._lines)
         log = Text("\n").join(Text.from_ansi(line, style="dim") for line in lines)
+        log.no_wrap, log.overflow = True, "ellipsis"
         self._cell.update(_Html(as_html(Group(status_line(run), log) if lines else status_line(run))))
 
 
