@@ -252,6 +252,23 @@ class Redactor:
         return next(across, cut)
 
 
+def redacted(error: Exception) -> Exception:
+    """The error, and those that led to it, without what :data:`redactor` knows: the same object where it can
+    be changed, another where it cannot."""
+    each: BaseException | None = error
+    seen: set[int] = set()
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        each.args = tuple(
+            redactor.value(arg) if isinstance(arg, str | list | tuple | dict) else arg for arg in each.args
+        )
+        each = each.__cause__ or each.__context__
+    said = str(error)
+    if redactor.text(said) == said:
+        return error
+    return RuntimeError(f"{type(error).__name__}: {redactor.text(said)}")
+
+
 def _forms(value: str) -> Iterator[bytes]:
     """The value as it is and as it is usually encoded; each line of it, when there are several."""
     lines = [line.strip() for line in value.splitlines()] if "\n" in value else []

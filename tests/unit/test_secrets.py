@@ -13,8 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manta import Job, Secret, Settings
-from manta.errors import DefinitionInvalid, SecretUnreadable
+from manta.control.doctor import _passwords
+from manta.control.engine import RayEngine
+from manta.control.parts import all_parts
+from manta.errors import DefinitionInvalid, SecretUnreadable, Unavailable
 from manta.ledger.database import Database
+from manta.models.registry import Registry
 from manta.secrets import Redactor, redactor, references, resolve, resolve_url, without_passwords
 
 VALUE = "c@nary/7f3a:ünd+mehr"
@@ -176,3 +180,33 @@ def test_the_ledger_s_password_is_read_by_who_connects(monkeypatch: pytest.Monke
     assert redactor.text("p@ss/wörd") == "[secret env:PGPASSWORD_]"
     plain = Database("postgresql://manta:hunter2@127.0.0.1:1/x")
     assert plain.url == "postgresql://manta:***@127.0.0.1:1/x"
+
+
+def test_doctor_finds_a_password_that_is_written_out(settings: Settings) -> None:
+    folder = settings.root / "cluster"
+    folder.mkdir()
+    (folder / "local.yaml").write_text("ledger_url: postgresql://m:${env:PW}@db/x\n")
+    (folder / "prod.yaml").write_text("project: x\nledger_url: postgresql://m:hunter2@db/x\n")
+    good, bad = _passwords(folder)
+    assert (good.ok, bad.ok, bad.detail) == (True, False, "written out in line 2")
+    assert "hunter2" not in repr(bad)
+
+
+def test_addresses_are_shown_without_their_password(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PW", "hunter2secret")
+    ours = settings.model_copy(
+        update={
+            "mlflow_url": "http://me:hunter2secret@127.0.0.1:9/",
+            "ray_url": "http://me:${env:PW}@127.0.0.1:9",
+        }
+    )
+    shown = [spec.address for spec in all_parts(ours)]
+    shown += [spec.name for spec in all_parts(ours) if spec.attached and not spec.answers()]
+    assert {"mlflow", "ray"} < set(shown)
+    for ask in (RayEngine(ours).jobs, Registry(ours.mlflow_url, "test").check):
+        with pytest.raises(Unavailable) as down:
+            ask()
+        shown.append(str(down.value))
+    assert "hunter2secret" not in repr(shown)

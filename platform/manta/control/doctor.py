@@ -18,6 +18,7 @@ import psutil
 from manta.control import processes
 from manta.control.parts import Spec, all_parts, ray_folder
 from manta.errors import MantaError
+from manta.secrets import plain_passwords
 from manta.settings import Settings
 
 PACKAGES = ("ray", "feast", "mlflow", "torch", "polars", "deltalake", "onnxruntime")
@@ -36,7 +37,13 @@ class Check:
 
 def doctor(settings: Settings) -> list[Check]:
     """Look at the interpreter, the packages, the machine and the parts. Changes nothing."""
-    return [*_software(), *_machine(settings), *_state_folder(settings), *_parts(settings)]
+    return [
+        *_software(),
+        *_machine(settings),
+        *_state_folder(settings),
+        *_passwords(settings.root / "cluster"),
+        *_parts(settings),
+    ]
 
 
 def _software() -> Iterator[Check]:
@@ -98,6 +105,19 @@ def _state_folder(settings: Settings) -> Iterator[Check]:
         )
     except MantaError as error:
         yield Check("Ray's folder", False, error.message, error.hint)
+
+
+def _passwords(folder: Path) -> Iterator[Check]:
+    """Files of settings are kept with the code, and read by all who read it."""
+    for path in sorted(folder.glob("*.yaml")):
+        lines = path.read_text(errors="replace").splitlines()
+        plain = [str(number) for number, line in enumerate(lines, 1) if plain_passwords(line)]
+        yield Check(
+            f"passwords in {path.name}",
+            not plain,
+            f"written out in line {', '.join(plain)}" if plain else "none",
+            "name it instead: ${env:NAME}, ${file:/path} or ${k8s:namespace/name/key}",
+        )
 
 
 def _parts(settings: Settings) -> Iterator[Check]:

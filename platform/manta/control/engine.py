@@ -16,6 +16,7 @@ import httpx
 
 from manta.control.parts import ray_folder
 from manta.errors import Unavailable
+from manta.secrets import redactor, resolve_url, without_passwords
 from manta.settings import WORKER_VARIABLE, Settings
 
 CHUNK_BYTES = 2**20
@@ -89,7 +90,7 @@ class RayEngine:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._http = httpx.Client(base_url=settings.ray_url, timeout=30.0)
+        self._http = httpx.Client(base_url=resolve_url(settings.ray_url), timeout=30.0)
         self._local = settings.ray_url == f"http://{settings.host}:{settings.ports.dashboard}"
         # A local head lives in this very environment; elsewhere `python` is the image's.
         self._python = shlex.quote(sys.executable) if self._local else "python"
@@ -230,7 +231,8 @@ class RayEngine:
 
     def _silent(self, error: httpx.HTTPError) -> Unavailable:
         return Unavailable(
-            f"Ray does not answer at {self._settings.ray_url}: {error or type(error).__name__}",
+            f"Ray does not answer at {without_passwords(self._settings.ray_url)}: "
+            f"{redactor.text(str(error)) or type(error).__name__}",
             hint="`manta status` shows what is up; `manta up` starts what is not",
         )
 

@@ -6,6 +6,7 @@ interpreter.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import importlib.metadata
@@ -23,11 +24,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import psutil
 
 from manta.control import processes
 from manta.errors import SettingsInvalid, Unavailable
+from manta.secrets import resolve_url, without_passwords
 from manta.settings import CLUSTER_VARIABLE, WORKER_VARIABLE, Settings
 
 # "-P": the working directory must not come first where modules are looked up.
@@ -100,7 +103,7 @@ def everybodys_env(settings: Settings) -> dict[str, str]:
 def server(settings: Settings) -> Spec:
     return Spec(
         name="server",
-        address=settings.server_url,
+        address=without_passwords(settings.server_url),
         attached=settings.server_url != f"http://{settings.host}:{settings.ports.server}",
         ports={"server": settings.ports.server},
         command=lambda: [*PYTHON, "manta.api"],
@@ -133,7 +136,7 @@ def mlflow(settings: Settings) -> Spec:
 
     return Spec(
         name="mlflow",
-        address=url,
+        address=without_passwords(url),
         attached=url != f"http://{settings.host}:{settings.ports.mlflow}",
         ports={"mlflow": settings.ports.mlflow},
         command=lambda: [
@@ -234,7 +237,7 @@ def ray(settings: Settings) -> Spec:
 
     return Spec(
         name="ray",
-        address=url,
+        address=without_passwords(url),
         attached=url != f"http://{settings.host}:{settings.ports.dashboard}",
         ports={name: getattr(settings.ports, name) for name in ("ray", "dashboard", "serve")},
         command=lambda: _ray_start(settings),
@@ -351,7 +354,13 @@ def get_json(
 ) -> Any:
     """The JSON that ``url`` answers with status 200 (to a POST when there is a body), else None."""
     content = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, content, {"Content-Type": "application/json", **(headers or {})})
+    asked = urlsplit(resolve_url(url))
+    headers = {"Content-Type": "application/json", **(headers or {})}
+    if asked.username:
+        login = f"{unquote(asked.username)}:{unquote(asked.password or '')}".encode()
+        headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
+        asked = asked._replace(netloc=asked.netloc.rpartition("@")[2])
+    request = urllib.request.Request(asked.geturl(), content, headers)
     try:
         with _direct.open(request, timeout=seconds) as answer:
             return json.load(answer)

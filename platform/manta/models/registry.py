@@ -22,6 +22,7 @@ import httpx
 
 from manta.errors import Unavailable
 from manta.models import package
+from manta.secrets import redactor, resolve_url, without_passwords
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,7 +64,7 @@ class Registry:
         if not self.url.startswith(("http://", "https://")):
             return  # a store of its own, e.g. sqlite:///…
         try:
-            httpx.get(f"{self.url}/health", timeout=5).raise_for_status()
+            httpx.get(f"{resolve_url(self.url)}/health", timeout=5).raise_for_status()
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
 
@@ -183,14 +184,16 @@ class Registry:
 
         try:
             if self._made is None:
-                self._made = MlflowClient(self.url, self.url)
+                url = resolve_url(self.url)
+                self._made = MlflowClient(url, url)
             yield self._made
         except (MlflowException, requests.RequestException) as error:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> Unavailable:
         return Unavailable(
-            f"MLflow at {self.url} does not answer as it should: {error}",
+            f"MLflow at {without_passwords(self.url)} does not answer as it should: "
+            f"{redactor.text(without_passwords(str(error)))}",
             hint="`manta up` starts it; `manta status` tells whether it is up",
         )
 

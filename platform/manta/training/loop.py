@@ -24,6 +24,8 @@ def run_loop(config: dict[str, Any]) -> None:
     import torch
 
     from manta.definitions import load_function
+    from manta.output import guard_thread
+    from manta.secrets import redacted, redactor, references, resolve
 
     # Ray puts the project on the path of jobs that it runs; a driver started elsewhere brings its own.
     if config["root"] not in sys.path and Path(config["root"]).is_dir():
@@ -32,7 +34,17 @@ def run_loop(config: dict[str, Any]) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    load_function(config["fn"])(config["given"])
+    given = config["given"]
+    if references(given["params"]):
+        # Read here and not before, so that Ray and MLflow are only ever given their names.
+        given = given | {"params": resolve(given["params"])}
+        guard_thread()
+    try:
+        load_function(config["fn"])(given)
+    except Exception as error:
+        if redactor:
+            raise redacted(error) from None  # Ray writes it down, in files of its own
+        raise
 
 
 class Reports(UserCallback):

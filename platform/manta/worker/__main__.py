@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from manta import output
 from manta.definitions import from_json
 from manta.errors import Conflict, MantaError, Unavailable
 from manta.ledger import retries
@@ -32,7 +33,7 @@ from manta.ledger.runs import EndReason, Run, State
 from manta.ledger.store import Ledger
 from manta.secrets import remember
 from manta.settings import Settings
-from manta.worker import environment, output
+from manta.worker import environment
 from manta.worker.reasons import end_reason, in_words
 
 # Which module of the data wing does a kind's work, and whether it needs Ray to be connected first.

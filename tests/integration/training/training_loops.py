@@ -33,6 +33,10 @@ class Wide(Net):
 
 def train(config: dict[str, Any]) -> None:
     params, shape = config["params"], config["shape"]
+    if "token" in params:
+        print("the token is", params["token"], flush=True)
+    if params.get("tell"):
+        raise RuntimeError(f"no log-in with {params['token']}") from ValueError(params["token"])
     model = ray.train.torch.prepare_model(Net(shape))
     optimizer = torch.optim.Adam(model.parameters(), lr=params.get("rate", 0.01))
     inner = model.module if hasattr(model, "module") else model

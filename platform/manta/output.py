@@ -1,27 +1,30 @@
-"""Keeps secrets out of what a worker prints: its own output, that of its threads, and that of every process
+"""Keeps secrets out of what a process prints: its own output, that of its threads, and that of every process
 that it starts.
 
-The process is split in two: the parent goes on as the worker, its standard output and error a pipe; the child
+A worker is split in two: the parent goes on as the worker, its standard output and error a pipe; the child
 reads the pipe and writes on what is fit to be written. The child outlives the worker by the last words in the
-pipe, also when the worker is killed.
+pipe, also when the worker is killed. Where there are threads already, a further thread does it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
+from typing import Any
 
 from manta.secrets import redactor
 
 PATIENCE_SECONDS = 5.0  # for processes that the worker leaves behind and that hold its output open
 CHUNK = 1 << 16
 
-_child: int | None = None
+_child: int | None = None  # the process that filters; 0 when a thread does
 
 
 def guard() -> None:
@@ -32,6 +35,7 @@ def guard() -> None:
     global _child
     if not redactor or _child is not None:
         return
+    _quiet_logs()
     sys.stdout.flush()
     sys.stderr.flush()
     read, write = os.pipe()
@@ -48,7 +52,7 @@ def finish() -> None:
     """Called at the end of the process: returns when all that was printed has been written."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if _child is None:
+    if not _child:
         return
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
@@ -64,7 +68,8 @@ def guard_thread() -> None:
     global _child
     if not redactor or _child is not None:
         return
-    _child = os.getpid()
+    _child = 0
+    _quiet_logs()
     read, write = os.pipe()
     out = os.dup(1)
     sys.stdout.flush()
@@ -73,6 +78,25 @@ def guard_thread() -> None:
     os.dup2(write, 2)
     os.close(write)
     threading.Thread(target=_copy, args=(read, out), name="output", daemon=True).start()
+
+
+def _quiet_logs() -> None:
+    """Records of `logging` hold no secret either: Ray writes them into files of its own, and with them, in
+    the workers of Ray Train, whatever is printed."""
+    make = logging.getLogRecordFactory()
+
+    def made(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        with contextlib.suppress(TypeError, ValueError):  # a record that is wrong is told as that elsewhere
+            said = record.getMessage()
+            clean = redactor.text(said)
+            if clean != said:
+                record.msg, record.args = clean, ()
+        if record.exc_info and record.exc_info[1] is not None:
+            record.exc_text = redactor.text("".join(traceback.format_exception(record.exc_info[1]))).rstrip()
+        return record
+
+    logging.setLogRecordFactory(made)
 
 
 def _filter(read: int) -> None:
