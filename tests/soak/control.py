@@ -15,6 +15,7 @@ The seed fixes what is submitted and which kills are made; the machine's speed d
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from tests.soak.verdict import Verdict, judge
 
 PROJECT = Path(__file__).parent / "project"
 AIMED = 0.5  # the share of the server's kills that are aimed at a point
-AIM_SECONDS = 8.0  # a point that is not come to in this time: killed where it is
+AIM_SECONDS = 5.0  # a point that is not come to in this time: killed where it is
 SETTLE_SECONDS = 300.0
 LAST_LOGS_SECONDS = 10.0
 COLUMNS = (
@@ -54,7 +55,14 @@ class Stage:
         self.chance = random.Random(f"{arguments.seed}-{name}")
         self.folder = Path(tempfile.mkdtemp(prefix=f"soak-{name}-", dir="/tmp"))
         self.postgres: Postgres | None = None
+        self.phases: dict[str, float] = {}
         self._arguments = arguments
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.phases[phase] = time.monotonic() - began
 
     def __enter__(self) -> Stage:
         root = self.folder / "project"
@@ -116,8 +124,8 @@ def kill_server(stage: Stage, kills: int) -> Counter[str]:
     stage.server.kill()
     for number in range(kills):
         if stage.chance.random() < AIMED:
-            point = stage.chance.choice(POINTS)
-            stage.server.start(f"{point}:{stage.chance.randint(1, 3)}")
+            point = stage.chance.choice(list(POINTS))
+            stage.server.start(f"{point}:{stage.chance.randint(1, POINTS[point])}")
             met[point if stage.server.wait(AIM_SECONDS) else "anywhere"] += 1
         else:
             stage.server.start()
@@ -167,13 +175,18 @@ def soak(name: str, kills: int, arguments: argparse.Namespace) -> dict[str, Any]
     act, attempts_may_be_lost = PARTS[name]
     began = time.monotonic()
     with Stage(name, arguments) as stage:
-        time.sleep(2)
-        met = act(stage, kills)
-        verdict = stage.judged(attempts_may_be_lost)
+        with stage.timed("killing"):
+            met = act(stage, kills)
+        with stage.timed("settling"):
+            verdict = stage.judged(attempts_may_be_lost)
         if not verdict.clean:
             arguments.keep = True
             print(f"{name}: all is left in {stage.folder}", file=sys.stderr)
     seconds = round(time.monotonic() - began)
+    print(
+        f"{name}: {' '.join(f'{phase} {took:.0f} s' for phase, took in stage.phases.items())}",
+        file=sys.stderr,
+    )
     return {"part": name, "kills": kills, "met": dict(met), "seconds": seconds, **asdict(verdict)}
 
 

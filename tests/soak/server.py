@@ -23,7 +23,8 @@ from manta.api.__main__ import main
 from manta.app import Platform
 from manta.control.engine import RayEngine
 
-POINTS = ("recorded", "claimed", "started", "stopping", "looked", "logs")
+# With the most N that is worth asking for: some are come to ten times a second, and some once in a while.
+POINTS = {"recorded": 2, "claimed": 1, "started": 1, "stopping": 1, "looked": 8, "logs": 8}
 
 
 class Fuse:
