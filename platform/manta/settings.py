@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import unquote
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -166,6 +165,8 @@ class Settings(BaseSettings):
             raise SettingsInvalid(f"{path} does not exist", hint="unset MANTA_PROFILE, or write the file")
         values: Any = {}
         if path.exists():
+            import yaml  # a worker, whose settings are handed over, need not wait for it
+
             try:
                 values = yaml.safe_load(path.read_text()) or {}
             except yaml.YAMLError as error:

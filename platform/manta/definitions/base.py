@@ -83,7 +83,8 @@ def import_failure(what: str, root: Path, error: Exception) -> DefinitionInvalid
 class Frozen(BaseModel):
     """A piece of a definition: immutable, and strict about unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built when first used: a worker uses one kind, and need not wait for all.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     def replace(self, **changes: Any) -> Self:
         """A validated copy with ``changes`` applied.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import importlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from manta.errors import ExtraMissing, SettingsInvalid, Unavailable
@@ -67,7 +67,9 @@ class Database:
     ) -> None:
         """Insert the row, with ``blank`` for what ``values`` leave out; or, where one with that primary key
         is, change it to ``values``."""
-        insert = sqlite.insert if self.is_sqlite else postgresql.insert
+        # Loaded when used: a dialect imports all of its drivers' sides, which every worker would wait for.
+        dialect = importlib.import_module(f"sqlalchemy.dialects.{self.engine.dialect.name}")
+        insert: Callable[[Table], Any] = dialect.insert
         statement = insert(table).values({**key, **(blank or {}), **values})
         db.execute(statement.on_conflict_do_update(index_elements=list(key), set_=dict(values)))
 
