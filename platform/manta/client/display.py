@@ -142,8 +142,8 @@ class Follower:
             self._print(printed)
             if self._state != (run.state, run.attempt):
                 self._state = (run.state, run.attempt)
-                if not self._unfinished:
-                    print(plain_line(run), file=self._file, flush=True)
+                self._print("\n" if self._unfinished else "")
+                print(plain_line(run), file=self._file, flush=True)
 
     def _print(self, printed: str) -> None:
         """Whole lines, as they come; the rest waits for its end."""
