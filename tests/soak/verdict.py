@@ -116,7 +116,7 @@ def _incomplete(log: str, run: Run) -> str:
         return f"has {len(lines)} lines and not its last words; its end: {log[-200:]!r}"
     said = [line for line in lines if line.startswith("line ")]
     total = int(said[0].split()[-1]) if said else 0
-    if said != [f"line {number} of {total}" for number in range(total)]:
+    if not said or said != [f"line {number} of {total}" for number in range(total)]:
         return f"has {len(said)} of {total} lines"
     return ""
 
