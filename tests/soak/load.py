@@ -88,10 +88,12 @@ class Submitter(threading.Thread):
         try:
             active: list[Sent] = []
             while not self._ending.is_set():
-                active = [sent for sent in active if not self._ended(sent)]
                 if len(active) < AT_ONCE:
                     active.append(self._submit())
-                self._ending.wait(0.2)
+                    continue
+                self._ending.wait(0.5)
+                going_on = self._active()
+                active = [sent for sent in active if sent.run in going_on]
         except Exception as error:
             self.trouble.append(f"{self.name}: {type(error).__name__}: {error}")
 
@@ -118,8 +120,10 @@ class Submitter(threading.Thread):
         path = f"/v1/projects/{self._project.name}/runs"
         return int(self._http.ask("POST", path, json=body).json()["id"])
 
-    def _ended(self, sent: Sent) -> bool:
-        return bool(self._http.ask("GET", f"/v1/runs/{sent.run}").json()["ended_at"])
+    def _active(self) -> set[int]:
+        path = f"/v1/projects/{self._project.name}/runs"
+        page = self._http.ask("GET", path, params={"active": True, "limit": 200}).json()
+        return {int(run["id"]) for run in page["items"]}
 
 
 def prepare(settings: Settings) -> Project:
