@@ -465,3 +465,30 @@ def test_one_that_the_engine_refuses_does_not_hold_up_the_others_and_is_given_up
     patiently(lambda: bench.run(engine.refused).state.ended)
     assert (bench.run(engine.refused).end_reason, bench.run(engine.refused).message) == ("LOST", "refused")
     assert bench.executed() == [other]
+
+
+def test_two_controllers_that_keep_taking_over_from_each_other_double_nothing(bench: Bench) -> None:
+    bench.platform.controller.leader.resign()
+    folder = bench.settings.home / "inline"
+    both = [Platform(bench.settings, InlineEngine(bench.settings, folder, bench.command)) for _ in range(2)]
+    for platform in both:
+        platform.start()
+    led: set[int] = set()
+    try:
+        ids = [bench.submit(f"job{number % 4}") for number in range(6)]
+        until = time.monotonic() + 120
+        while bench.platform.ledger.active() or len(led) < 2:
+            assert time.monotonic() < until, [run.model_dump() for run in bench.platform.ledger.active()]
+            for number, platform in enumerate(both):
+                platform.controller.wake()
+                if platform.controller.leading:
+                    led.add(number)
+                    platform.controller.leader.resign()
+            time.sleep(0.3)
+    finally:
+        for platform in both:
+            platform.close()
+    assert led == {0, 1}
+    assert sorted(bench.executed()) == ids
+    assert [bench.run(each).attempt for each in ids] == [1] * 6
+    assert all("last words" in bench.log(each) for each in ids)
