@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from manta.api.server import create
 from manta.app import Platform
 from manta.control.inline import InlineEngine
+from manta.definitions import Ref
 from manta.ledger.actor import OWNER
 from manta.project import load
 from manta.settings import Settings
@@ -79,6 +80,13 @@ def test_a_run_is_repeated_and_compared(doors: Doors) -> None:
     fickle = doors.ran("fickle")
     again = doors.ended(doors.ask("POST", f"/v1/runs/{fickle}/replay", 201)["id"])
     assert doors.ask("GET", f"/v1/runs/{again}/comparison", 200)["equal"] is False
+    ledger = doors.platform.ledger
+    made = doors.platform.get_run(fickle).outputs[0]
+    assert ledger.versions.head("test", Ref("dataset", "figures")) == made
+    assert [run.id for _, run in ledger.made("test", "dataset")] == [fickle, first]
+    newest = ledger.last_success("test", "fickle")
+    assert newest is not None
+    assert newest.id == fickle
     doors.ask("POST", f"/v1/runs/{again}/replay", 400)
     doors.ask("POST", f"/v1/runs/{doors.ran('broken')}/replay", 400)
     doors.ask("POST", "/v1/runs/999/replay", 404)
