@@ -199,8 +199,9 @@ class CommandDoor:
 @contextlib.contextmanager
 def server(root: Path) -> Iterator[str]:
     """The server of the project in ``root``, as a process; its address."""
+    # Its log lies beside the folder: in it, it would be packaged, and change with every request.
     url = Settings.load(root).server_url
-    with (root / "server.log").open("wb") as log:
+    with root.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "manta.api"], cwd=root, stdout=log, stderr=log, env=environment()
         )
@@ -210,8 +211,8 @@ def server(root: Path) -> Iterator[str]:
             with contextlib.suppress(httpx.TransportError):
                 httpx.get(f"{url}/healthz").raise_for_status()
                 break
-            assert process.poll() is None, (root / "server.log").read_text()
-            assert time.monotonic() < until, (root / "server.log").read_text()
+            assert process.poll() is None, root.with_suffix(".log").read_text()
+            assert time.monotonic() < until, root.with_suffix(".log").read_text()
             time.sleep(0.1)
         yield url
     finally:
