@@ -195,6 +195,15 @@ def test_nothing_runs_unrecorded_when_the_server_is_down(probe: Probe) -> None:
     assert len(probe.runs()) == before
 
 
+def test_nothing_runs_under_a_key_that_opens_nothing(probe: Probe) -> None:
+    before = len(probe.runs())
+    submission = probe.submit("python -m manta.worker greet", MANTA_API_KEY="manta_nobody_secret")
+    until(lambda: probe.ray.get_job_status(submission).is_terminal())
+    assert str(probe.ray.get_job_status(submission)) == "FAILED"
+    assert "hello" not in probe.ray.get_job_logs(submission)
+    assert len(probe.runs()) == before
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [("nope", "it has: fail, greet, wait"), ("greet --param nam=1", "name"), ("greet --param x", "k=v")],
