@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         home: the state folder; everything local lives in it.
         server_url, ray_url, mlflow_url: attached when given; ``ray_url`` is the address of Ray's dashboard.
         ledger_url: a SQLAlchemy URL.
-        lake: the folder that holds the datasets.
+        lake: the folder that holds the datasets, of each project in a folder of its own.
         engine: what executes runs: ``ray``; or ``inline``, each as a process here, without a cluster.
         cpus: logical CPUs that a local Ray head offers; 0 lets manta choose.
         ray_auth: Ray's RAY_AUTH_MODE, always set explicitly.
@@ -224,6 +224,15 @@ class Settings(BaseSettings):
         return {
             name: mapped(value, without_passwords) for name, value in self.model_dump(mode="json").items()
         }
+
+    @property
+    def datasets(self) -> str:
+        """The folder of this project's datasets: each project has its own in the lake."""
+        return f"{self.lake}/{self.project}"
+
+    def for_project(self, name: str) -> Self:
+        """The same platform's settings, for a run of that project."""
+        return self.model_copy(update={"project": name})
 
     def for_worker(self) -> str:
         """The JSON to put into the environment of a worker as :data:`WORKER_VARIABLE`. It holds no password,

@@ -69,9 +69,9 @@ def main() -> None:
 def _measure(root: Path, settings: Settings) -> None:
     values = {name: pl.int_range(KEYS, eager=True).cast(pl.Float32) + at for at, name in enumerate(FEATURES)}
     frame = pl.DataFrame({"user": range(KEYS), "at": [AT] * KEYS, **values})
-    version = Lake(settings.lake).replace("stats", frame, run_key="bench")
+    version = Lake(settings.datasets).replace("stats", frame, run_key="bench")
     manifest = read_manifest(apply(parse(root, settings), root, settings)["wide"])
-    materialize(service_of(manifest, "wide"), settings.lake, {"stats": version})
+    materialize(service_of(manifest, "wide"), settings.datasets, {"stats": version})
     reader = OnlineReader(manifest, "wide")
     store = open_store(root, settings)
     service = store.get_feature_service("wide")

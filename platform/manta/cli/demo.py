@@ -110,7 +110,9 @@ def _summary(
     table.add_row("endpoint", endpoint.url)
     table.add_row("MLflow", settings.mlflow_url)
     table.add_row("Ray", settings.ray_url)
-    table.add_row("API", f"{settings.server_url}/docs")
+    table.add_row(
+        "API", f"{settings.server_url}/openapi.json, with the key in {settings.home.name}/owner.key"
+    )
     return Panel(table, title=f"manta: {settings.project}", title_align="left", border_style="cyan")
 
 

@@ -63,7 +63,7 @@ class Emitter:
         assert settings.openlineage is not None
         self._to = settings.openlineage
         self._ledger = ledger
-        self._lake = settings.lake
+        self._settings = settings
         self._http = httpx.Client(timeout=5.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run_forever, name="openlineage", daemon=True)
@@ -92,12 +92,13 @@ class Emitter:
             }
             for attempt, stage in found:
                 run = runs[attempt.run_id]
+                lake = self._settings.for_project(run.project).datasets
                 if stage < START:
-                    self._send(start_of(identity, run, attempt, self._lake))
+                    self._send(start_of(identity, run, attempt, lake))
                     self._ledger.told.mark(attempt, START)
                     count += 1
                 if attempt.ended_at is not None:
-                    self._send(end_of(identity, run, attempt, self._lake))
+                    self._send(end_of(identity, run, attempt, lake))
                     self._ledger.told.mark(attempt, ALL)
                     count += 1
         return count

@@ -52,7 +52,7 @@ def execute(context: RunContext) -> None:
         NotFound: no connector reads this kind of source.
     """
     ingest: Ingest = context.definition
-    lake = Lake(context.settings.lake)
+    lake = Lake(context.settings.datasets)
     version = lake.committed(ingest.dataset, context.run_key)
     if version is None:
         version = _ingest(context, ingest, lake)

@@ -61,7 +61,7 @@ def execute(context: RunContext) -> None:
         DefinitionInvalid: the function failed, or what it made is not the table that the definition promises.
     """
     table: FeatureTable = context.definition
-    lake = Lake(context.settings.lake)
+    lake = Lake(context.settings.datasets)
     version = lake.committed(table.dataset, context.run_key)
     if version is None:
         version = _compute(context, table, lake)

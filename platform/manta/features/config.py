@@ -113,7 +113,7 @@ def _read(root: Path, settings: Settings) -> dict[str, Any]:
     stands_for = {
         **os.environ,
         "MANTA_HOME": str(settings.home),
-        "MANTA_LAKE": settings.lake,
+        "MANTA_LAKE": settings.datasets,
         "MANTA_PROJECT": settings.project,
     }
 

@@ -50,7 +50,7 @@ def execute(context: RunContext) -> None:
     datasets = dict.fromkeys(view.dataset for view in service.views)
     versions = {dataset: int(context.read("dataset", dataset).version) for dataset in datasets}
     context.progress(0, len(service.views), "views")
-    rows = materialize(service, context.settings.lake, versions, told=context.progress)
+    rows = materialize(service, context.settings.datasets, versions, told=context.progress)
     version = digest([applied.version, versions])
     context.produced(
         "online", name, version, manifest=path, rows=sum(rows.values()), views=rows, datasets=versions

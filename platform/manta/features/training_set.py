@@ -48,7 +48,7 @@ def training_set(
     if str(context_root) not in sys.path:
         sys.path.insert(0, str(context_root))
     described = service_of(manifest or _compiled(context_root, settings, service), service)
-    lake = Lake(settings.lake)
+    lake = Lake(settings.datasets)
 
     def scan(view: View) -> pl.LazyFrame:
         return lake.scan(view.dataset, versions[view.dataset])

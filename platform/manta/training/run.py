@@ -139,7 +139,7 @@ def _examples(context: RunContext, training: Training) -> tuple[Labelled, dict[s
 
     name = training.examples.dataset
     version = int(context.read("dataset", name).version)
-    examples = labelled(Lake(context.settings.lake).read(name, version), training.examples)
+    examples = labelled(Lake(context.settings.datasets).read(name, version), training.examples)
     parts = split(examples.rows[training.examples.time], examples.labels, training.split)
     return examples, parts
 
@@ -240,7 +240,8 @@ def _package(
         "encoding.json": json.dumps(data.encoding.to_json(), sort_keys=True).encode(),
         **model.files(),
     }
-    location, digest = package.write(context.settings.home / "models" / training.model, files, card)
+    folder = context.settings.home / "models" / context.run.project / training.model
+    location, digest = package.write(folder, files, card)
     return location, digest, difference
 
 

@@ -58,6 +58,7 @@ def main(run_id: int, submission: str) -> int:
     plain = Ledger(settings.ledger_url)
     ledger = patient(plain)
     run = ledger.run(run_id)
+    settings = settings.for_project(run.project)  # a server and its settings serve several
     mine = run.state is State.STARTING and (not submission or run.submission == submission)
     claimed = _claim(ledger, run) if mine else None
     if claimed is None:

@@ -43,7 +43,7 @@ def _aside(dataset: str) -> str:
 def compare(context: RunContext) -> None:
     """Measure, as ``comparison``, whether each output of the first run was made again."""
     assert context.run.replay_of is not None
-    lake = Lake(context.settings.lake)
+    lake = Lake(context.settings.datasets)
     made = {(version.kind, version.name): version for version in context.outputs}
     compared = []
     for then in context.ledger.run(context.run.replay_of).outputs:

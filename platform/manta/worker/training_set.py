@@ -36,7 +36,7 @@ def joined(
     """
     dataset = training.examples.dataset
     version = int(versions[Ref("dataset", dataset)].version)
-    examples = labelled(Lake(settings.lake).read(dataset, version), training.examples)
+    examples = labelled(Lake(settings.datasets).read(dataset, version), training.examples)
     time = training.examples.time
     part = np.empty(examples.rows.height, dtype=object)
     for name, rows in split(examples.rows[time], examples.labels, training.split).items():

@@ -18,7 +18,7 @@ from manta.settings import Settings
 
 @pytest.fixture
 def lake(settings: Settings) -> Lake:
-    return Lake(settings.lake)
+    return Lake(settings.datasets)
 
 
 @pytest.fixture

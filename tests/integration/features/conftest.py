@@ -191,7 +191,7 @@ class Shop:
 
     @property
     def lake(self) -> Lake:
-        return Lake(self.settings.lake)
+        return Lake(self.settings.datasets)
 
     def put(self, dataset: str, frame: pl.DataFrame, key: str = "") -> int:
         return self.lake.replace(dataset, frame, run_key=key or f"{dataset}-{self.lake.version(dataset)}")

@@ -37,7 +37,7 @@ END = START + timedelta(hours=50)
 
 
 def online(shop: Shop, service: Service, **changes: Any) -> dict[str, int]:
-    return materialize(service, shop.settings.lake, shop.versions(), **({"until": END} | changes))
+    return materialize(service, shop.settings.datasets, shop.versions(), **({"until": END} | changes))
 
 
 def temperatures(shop: Shop, at: datetime = START + timedelta(hours=6)) -> dict[str, float | None]:
@@ -200,7 +200,7 @@ def test_killed_half_way_the_store_is_whole_and_the_next_run_completes_it(shop: 
     shop.put("weather", weather(*((f"c{i}", 6, 0.0) for i in range(500))))
     online(shop, service)
     shop.put("weather", weather(*((f"c{i}", 7, 1.0) for i in range(500))))
-    given = json.dumps([str(shop.apply()["trip"]), shop.settings.lake, shop.versions(), END.isoformat()])
+    given = json.dumps([str(shop.apply()["trip"]), shop.settings.datasets, shop.versions(), END.isoformat()])
     process = subprocess.Popen([sys.executable, "-c", KILLED, given], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert any("half way" in line for line in process.stdout)

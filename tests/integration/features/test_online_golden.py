@@ -33,7 +33,7 @@ def written(shop: Shop, by: str) -> None:
         shop.store().materialize(datetime(1970, 1, 1, tzinfo=UTC), END)
     else:
         for name in ("trip", "plain"):
-            materialize(shop.service(name), shop.settings.lake, shop.versions(), until=END)
+            materialize(shop.service(name), shop.settings.datasets, shop.versions(), until=END)
 
 
 def without_ttl(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def test_a_store_that_is_not_there_says_what_to_do(shop: Shop) -> None:
     with pytest.raises(FeaturesUnavailable, match="unable to open") as failure:
         OnlineReader(manifest, "trip").read(asked, [END])
     assert "materialize" in failure.value.hint
-    materialize(shop.service("plain"), shop.settings.lake, shop.versions(), until=END)
+    materialize(shop.service("plain"), shop.settings.datasets, shop.versions(), until=END)
     manifest["service"]["views"][0]["table"] = "test_gone"
     with pytest.raises(FeaturesUnavailable, match="no such table: test_gone"):
         OnlineReader(manifest, "trip").read(asked, [END])
@@ -276,7 +276,9 @@ print(json.dumps([looked.values["temp"], looked.values["age"], fresh, sorted(hea
 def test_a_replica_loads_no_feast_and_reads_the_same_in_any_zone(shop: Shop, zone: str) -> None:
     at = (START + timedelta(hours=7)).isoformat()
     manifest = str(shop.apply()["trip"])
-    given = json.dumps([manifest, str(shop.root), shop.settings.lake, shop.versions(), END.isoformat(), at])
+    given = json.dumps(
+        [manifest, str(shop.root), shop.settings.datasets, shop.versions(), END.isoformat(), at]
+    )
     for code in (WRITE_ELSEWHERE, READ_ELSEWHERE):
         command = [sys.executable, "-c", code, given]
         done = subprocess.run(command, env=os.environ | {"TZ": zone}, capture_output=True, text=True, cwd="/")

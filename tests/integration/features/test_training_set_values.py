@@ -165,7 +165,7 @@ def test_offline_now_equals_online(shop: Shop) -> None:
     # What was written after the end would be hidden from a training set, and is not from the store.
     late = datasets()["sales"].filter(pl.col("written") <= end)
     shop.put("sales", late)
-    materialize(shop.service("trip"), shop.settings.lake, shop.versions(), until=end)
+    materialize(shop.service("trip"), shop.settings.datasets, shop.versions(), until=end)
     table = training_set(shop.root, shop.settings, "trip", asked.to_arrow(), "at", shop.versions(), manifest)
     reader = OnlineReader(manifest, "trip")
     columns = {name: asked[name].to_list() for name in ("shop", "city", "amount", "at")}

@@ -128,7 +128,7 @@ def bench(settings: Settings) -> Bench:
     noise = pl.Series(random.normal(0, 0.7, count))
     late = (known["wind"].fill_null(5) - 5 + 2.0 * (known["sky"] == "rain") - 0.7 + noise) > 0
     flights = flights.with_columns(late=pl.when(pl.int_range(pl.len()) % 97 == 0).then(None).otherwise(late))
-    lake = Lake(settings.lake)
+    lake = Lake(settings.datasets)
     made = [
         Version(kind="dataset", name=name, version=str(lake.replace(name, frame, run_key="given")))
         for name, frame in {"flights": flights, "weather": weather}.items()

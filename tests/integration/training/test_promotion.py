@@ -69,7 +69,7 @@ class Case:
     def candidate(self, features: list[str], training: Training = TRAINING) -> tuple[RunContext, Candidate]:
         context = self.bench.begin(training)
         card = {"inputs": dict.fromkeys(features, "float32"), "run": context.run_key}
-        folder = self.bench.settings.home / "models" / "delay"
+        folder = self.bench.settings.home / "models" / "test" / "delay"
         location, digest = package.write(folder, {package.GRAPH: first_number(features)}, card)
         metrics = score(LABELS, predict(package.load(location, digest), ROWS))
         figures = self.bench.settings.home / "figures"

@@ -14,6 +14,7 @@ import pytest
 
 from manta.app import Platform
 from manta.control.inline import InlineEngine
+from manta.data.lake import Lake
 from manta.definitions import Job, digest
 from manta.ledger.actor import OWNER
 from manta.ledger.runs import EndReason, Run, State
@@ -80,6 +81,14 @@ FUNCTIONS = """
             return
 
 
+    def keeps(context):
+        import polars
+        from manta.data.lake import Lake
+        Lake(context.settings.datasets).replace(
+            "orders", polars.DataFrame({"of": [context.run.project]}), run_key=context.run_key
+        )
+
+
     def waits(context):
         note(context, "begin")
         while not Path(context.params["trace"] + ".go").exists():
@@ -104,12 +113,12 @@ class Bench:
         self.package, content = pack(settings.root)
         self.platform.put_package(self.package, content)
 
-    def project(self, *jobs: Job) -> Project:
+    def project(self, *jobs: Job, name: str = "test") -> Project:
         described = tuple(
             Described(definition=job.to_json(), fingerprint=digest(job.fingerprinted()), where="jobs.work")
             for job in jobs
         )
-        return Project(name="test", package=self.package, described=described)
+        return Project(name=name, package=self.package, described=described)
 
     def job(self, fn: str, name: str = "", **policy: Any) -> Job:
         retry = {"backoff": 0} | policy.pop("retry", {})
@@ -269,3 +278,15 @@ def wait(done: Callable[[], Any], seconds: float = 120) -> None:
             print(error)
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+def test_two_projects_of_one_server_keep_their_data_apart(bench: Bench) -> None:
+    """Also where their datasets have the same name, and the server's own settings name one of them."""
+    for name in ("test", "other"):
+        project = bench.project(bench.job("keeps"), name=name)
+        run = bench.finish(bench.platform.run(project, "keeps", {}, by=OWNER).id)
+        assert run.state is State.SUCCEEDED, run.message
+    for name in ("test", "other"):
+        lake = Lake(bench.settings.for_project(name).datasets)
+        assert lake.read("orders", 0)["of"].to_list() == [name]
+        assert lake.version("orders") == 0
