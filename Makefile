@@ -12,8 +12,11 @@ install: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: make $@ PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	# The lock names every package, so nothing is resolved; modules are compiled when first imported.
+	# The lock names every package, so nothing is resolved. Modules are compiled by all cores at once; without
+	# that, where PYTHONDONTWRITEBYTECODE is set, every process would compile what it imports. What does not
+	# compile is of another Python and imported by none.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements.lock
+	-@$(BIN)/python -m compileall -q -q -j 0 $(VENV)/lib
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 

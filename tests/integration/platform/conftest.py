@@ -35,7 +35,7 @@ class Commands:
 
     def shell(self, *words: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            words, cwd=self.root, env=self.env, input=text, capture_output=True, text=True, timeout=280
+            words, cwd=self.root, env=self.env, input=text, capture_output=True, text=True, timeout=600
         )
 
 
