@@ -161,7 +161,7 @@ class Client:
         Raises:
             NotFound: the project has no such job.
             InvalidInput: the job takes no parameter of that name.
-            Conflict: the key was used for another submission.
+            KeyReused, Conflict: the key was used for another submission.
         """
         body = {"project": self.load().model_dump(mode="json"), "job": job, "params": dict(params or {})}
         sent = self.call("POST", self._of("runs"), json=body | ({"key": key} if key else {}), key=key)

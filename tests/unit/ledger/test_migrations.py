@@ -36,7 +36,7 @@ def test_the_newest_migration_is_the_one_the_code_names() -> None:
 
 
 def test_a_ledger_from_before_there_were_migrations_is_taken_over(tmp_path: Path) -> None:
-    """Made as issue 2's ledgers were: by the first migration's tables, with no record of a migration."""
+    """As the first ledgers were made: by the first migration's tables, with no record of a migration."""
     url = f"sqlite:///{tmp_path}/old.db"
     database = Database(url)
     with database.write() as db:
