@@ -155,7 +155,7 @@ def test_a_run_is_told_with_what_it_read_and_made(ledger: Ledger, settings: Sett
     (read,) = complete["inputs"]
     assert (read["name"], read["facets"]["version"]["datasetVersion"]) == ("source/flights", "t0")
     (made,) = complete["outputs"]
-    assert (made["namespace"], made["name"]) == ("file", f"{settings.lake}/flights")
+    assert (made["namespace"], made["name"]) == ("file", f"{settings.datasets}/flights")
     assert made["facets"]["version"]["datasetVersion"] == "4"
     columns = [(each["name"], each["type"]) for each in made["facets"]["schema"]["fields"]]
     assert columns == [("flight", "int64"), ("carrier", "string")]
