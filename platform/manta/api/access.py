@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field
 import manta
 from manta.api.context import By, Served, Who
 from manta.api.identity import Identity
-from manta.api.shown import Granted, Key, Me, NewKey
+from manta.api.shown import Granted, Me, NewKey
 from manta.errors import Conflict
+from manta.ledger.access import Key
 from manta.ledger.actor import OWNER
 from manta.ledger.roles import EVERY_PROJECT, Role
 

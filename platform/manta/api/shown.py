@@ -1,11 +1,10 @@
-"""What the server shows of principals, keys and roles; light, for the client reads it too."""
+"""What the server shows of principals, keys and roles; the client reads it too."""
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from pydantic import BaseModel
 
+from manta.ledger.access import Key
 from manta.ledger.roles import Role
 
 
@@ -19,19 +18,6 @@ class Me(BaseModel):
     project: str
     root: str
     trouble: str
-
-
-class Key(BaseModel):
-    """An API key, without its secret."""
-
-    prefix: str
-    principal: str
-    label: str
-    created_at: datetime
-    created_by: str
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
-    last_used_at: datetime | None = None
 
 
 class NewKey(Key):

@@ -17,14 +17,12 @@ from manta.ledger.database import Database, now
 from manta.ledger.roles import EVERY_PROJECT, Role
 
 
-class ApiKey(BaseModel):
-    """A key as the ledger knows it; the key itself is shown once, when it is made, and kept nowhere.
-    ``digest`` is left out of what is shown."""
+class Key(BaseModel):
+    """An API key, without its secret."""
 
     model_config = ConfigDict(frozen=True)
 
     prefix: str
-    digest: str
     principal: str
     label: str
     created_at: datetime
@@ -32,6 +30,13 @@ class ApiKey(BaseModel):
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
+
+
+class ApiKey(Key):
+    """A key as the ledger knows it; the key itself is shown once, when it is made, and kept nowhere.
+    ``digest`` is left out of what is shown."""
+
+    digest: str
 
 
 class Grant(NamedTuple):

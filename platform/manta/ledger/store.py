@@ -25,7 +25,7 @@ from manta.ledger.leases import Leases
 from manta.ledger.lineage import Histories
 from manta.ledger.projects import Projects
 from manta.ledger.requests import Requests
-from manta.ledger.runs import ACTIVE, Attempt, EndReason, Progress, Run, State, Version, check_move
+from manta.ledger.runs import ACTIVE, WORKING, Attempt, EndReason, Progress, Run, State, Version, check_move
 from manta.ledger.told import Told
 from manta.secrets import redactor, without_passwords
 
@@ -128,10 +128,9 @@ class Ledger:
                     self._new_attempt(db, run_id, 1, adopted)
                 audit.append(db, by, "submit", f"run:{run_id}", project=project, job=job)
         except IntegrityError:
-            found = self._runs(t.runs.c.key == key, limit=1)
-            if not found:
+            first = self.submitted(key)
+            if first is None:
                 raise
-            first = found[0]
             if (first.project, first.job, first.params) != (project, job, row["params"]):
                 raise Conflict(
                     f"the idempotency key {key!r} was used for run {first.id} of {first.job!r}",
@@ -328,7 +327,7 @@ class Ledger:
         mine = and_(
             t.runs.c.id == run_id,
             t.runs.c.attempt == attempt,
-            t.runs.c.state.in_([State.STARTING, State.RUNNING, State.PREEMPTING]),
+            t.runs.c.state.in_(list(WORKING)),
         )
         with self._db.write() as db:
             return db.execute(update(t.runs).where(mine).values(values)).rowcount == 1
