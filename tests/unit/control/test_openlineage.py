@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,6 +24,7 @@ from manta.errors import SettingsInvalid, Unavailable
 from manta.ledger.actor import OWNER
 from manta.ledger.runs import EndReason, Run, State, Version
 from manta.ledger.store import Ledger
+from manta.project import pack
 from manta.settings import OpenLineage, Settings
 
 INGEST = Ingest(
@@ -68,17 +71,21 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
     ledger.close()
 
 
-def begun(ledger: Ledger, key: str = "1") -> Run:
-    run = ledger.submit(
+def submitted(ledger: Ledger, key: str, package: str = "c0de") -> Run:
+    return ledger.submit(
         key=key,
         project="test",
         job="flights",
         kind="ingest",
         definition=INGEST.to_json(),
         fingerprint="f",
-        package="c0de",
+        package=package,
         by=OWNER,
     )
+
+
+def begun(ledger: Ledger, key: str = "1") -> Run:
+    run = submitted(ledger, key)
     return ledger.move(ledger.start(run, f"s-{key}-1"), State.RUNNING)
 
 
@@ -214,17 +221,38 @@ def test_an_event_that_is_refused_for_good_holds_up_no_other(ledger: Ledger, set
     consumer.server_close()
 
 
+# Does what a worker does with the ledger: the controller that leads sees a run whose process is there.
+WORKER = """
+import sys
+from manta.ledger.runs import EndReason, State
+from manta.ledger.store import Ledger
+from manta.settings import Settings
+
+ledger = Ledger(Settings.load(".").ledger_url)
+run = ledger.move(ledger.run(int(sys.argv[1])), State.RUNNING)
+ledger.move(run, State.SUCCEEDED, end_reason=EndReason.DONE)
+"""
+
+
 def test_no_run_waits_for_a_consumer_that_is_down(settings: Settings) -> None:
     settings = settings.model_copy(update={"openlineage": OpenLineage(url="http://127.0.0.1:9")})
-    platform = Platform(settings, InlineEngine(settings, settings.home / "inline"))
+    engine = InlineEngine(settings, settings.home / "inline", [sys.executable, "-c", WORKER])
+    platform = Platform(settings, engine)
+    package, content = pack(settings.root)
+    platform.put_package(package, content)
     platform.start()
     try:
-        run = begun(platform.ledger)
-        with pytest.raises(Unavailable):
-            Emitter(settings, platform.ledger).tell()
-        succeeded(platform.ledger, run)
-        assert platform.get_run(run.id).state is State.SUCCEEDED
-        assert platform.controller.trouble == ""
+        for number in (1, 2):  # the second while there is something to tell of the first
+            run = submitted(platform.ledger, str(number), package)
+            until = time.monotonic() + 120
+            while not (run := platform.get_run(run.id)).state.ended:
+                assert time.monotonic() < until, platform.logs(run.id)
+                time.sleep(0.05)
+            assert (run.state, run.attempt) == (State.SUCCEEDED, 1), run.message
+            with pytest.raises(Unavailable, match="does not answer"):
+                Emitter(settings, platform.ledger).tell()
+            assert platform.controller.trouble == ""
+        assert [each.stage for each in platform.ledger.told.pending()] == [0, 0]
     finally:
         platform.close()
 
