@@ -20,7 +20,7 @@ _PUBLIC = {
     "Endpoint": "manta.definitions",
     "Examples": "manta.definitions",
     "FeatureTable": "manta.definitions",
-    "Files": "manta.definitions",
+    "Files": "manta.connectors.files",
     "Ingest": "manta.definitions",
     "Job": "manta.definitions",
     "MantaError": "manta.errors",

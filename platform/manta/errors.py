@@ -7,6 +7,7 @@
     │   ├── SourceUnreadable         a source is missing, or has another shape       (422)
     │   ├── SecretUnreadable         a named secret is not where it is said to be    (422)
     │   ├── ContractBroken           too many rows refused, a column gone            (422)
+    │   │   └── SchemaChanged        a contract is not that of the dataset's versions (422)
     │   ├── RequestInvalid           an HTTP request                                 (400)
     │   │   ├── TooLarge             its body                                        (413)
     │   │   ├── WrongMediaType       its content-type                                (415)
@@ -89,6 +90,10 @@ class SecretUnreadable(InvalidInput):
 class ContractBroken(InvalidInput):
     code = "contract_broken"
     http_status = 422
+
+
+class SchemaChanged(ContractBroken):
+    code = "schema_changed"
 
 
 class RequestInvalid(InvalidInput):

@@ -185,7 +185,8 @@ def _why_stale(
     read = {version.ref: version.version for version in success.inputs}
     for ref in project.inputs(definition):
         if ref.kind == "source":
-            if read.get(ref) != project.sources.get(name):
+            # Of one that cannot be looked at cheaply nothing is known: who wants what is new, runs it.
+            if name in project.sources and read.get(ref) != project.sources[name]:
                 return "its source has changed"
         elif (head := held.heads.get(ref)) is not None and read.get(ref, head.version) != head.version:
             return f"{ref} is now at {head.version}; it read {read[ref]}"

@@ -47,7 +47,7 @@ class Described(BaseModel):
 
 
 class Project(BaseModel):
-    """A loaded project. ``sources`` maps each ingest to a token of its source's present state."""
+    """A loaded project. ``sources`` maps ingests to tokens of their sources' present state."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -307,9 +307,11 @@ def _observe(project: Project, root: Path) -> dict[str, str]:
     for name, (definition, _) in project.jobs().items():
         if isinstance(definition, Ingest):
             try:
-                tokens[name] = definition.source.observe(root)
+                token = definition.source.observe(root)
             except SourceUnreadable as error:
                 raise SourceUnreadable(f"ingest {name!r}: {error.message}", hint=error.hint) from None
+            if token is not None:
+                tokens[name] = token
     return tokens
 
 

@@ -17,13 +17,13 @@ from manta import (
     Endpoint,
     Examples,
     FeatureTable,
-    Files,
     Ingest,
     Materialize,
     TimeSplit,
     Torch,
     Training,
 )
+from manta.connectors.files import Files
 from manta.definitions import Definition, Ref, from_json, load_function
 from manta.errors import DefinitionInvalid
 

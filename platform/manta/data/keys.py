@@ -1,9 +1,10 @@
-"""Keys across a whole dataset: of the rows that share a key, all but the first are refused."""
+"""Keys across a whole dataset: of the rows that share a key, all but the first are refused; or, in an upsert,
+the last is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +19,37 @@ class Part:
     """A staged Parquet file: good rows of one source file, in its order.
 
     Attributes:
-        first: the number, in the source file, of the first row it stands for.
         rows: how many it holds.
-        left_out: the rows it stands for but does not hold, ascending, counted from 0 at ``first``.
+        numbers: the number in the source file of every row it holds, where the source numbers them itself.
+        first: otherwise the number of the first row it stands for,
+        left_out: and the rows it stands for but does not hold, ascending, counted from 0 at ``first``.
     """
 
     path: str
     file: str
-    first: int
     rows: int
-    left_out: np.ndarray
+    first: int = 1
+    left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    numbers: np.ndarray | None = None
 
     def source_rows(self) -> np.ndarray:
         """The number in the source file of every row it holds."""
+        if self.numbers is not None:
+            return self.numbers
         stood_for = np.arange(self.rows + len(self.left_out))
         return np.delete(stood_for, self.left_out) + self.first
+
+    def shifted(self, rows: int) -> Part:
+        """The same, so many rows further in its file."""
+        return self if self.numbers is not None else replace(self, first=self.first + rows)
+
+    def without(self, index: np.ndarray, path: str) -> Part:
+        """What is left at ``path`` when the rows at these indices are gone."""
+        kept = self.rows - len(index)
+        if self.numbers is not None:
+            return replace(self, path=path, rows=kept, numbers=np.delete(self.numbers, index))
+        left_out = np.union1d(self.left_out, self.source_rows()[index] - self.first)
+        return replace(self, path=path, rows=kept, left_out=left_out)
 
 
 def refuse_repeated(
@@ -59,9 +76,51 @@ def refuse_repeated(
         for one in {number, *rows["first_part"].unique()}:
             if one not in numbers:
                 numbers[one] = parts[one].source_rows()
-        kept[number], lost = _take_out(parts, number, rows, key, numbers, folder)
+        reasons = [
+            f"key ({', '.join(key)}) is that of {parts[where].file} row {numbers[where][at]}"
+            for where, at in rows.select("first_part", "first_row").iter_rows()
+        ]
+        kept[number], lost = _take_out(parts[number], rows["index"].to_numpy(), reasons, key, folder)
         refused.append(lost)
     return kept, refused
+
+
+def refuse_held(
+    parts: Sequence[Part], key: Sequence[str], held: pl.DataFrame, version: int, folder: str
+) -> tuple[list[Part], list[pl.DataFrame]]:
+    """Take rows whose key is among ``held``, the keys that ``version`` has, out of ``parts``; as
+    :func:`refuse_repeated`."""
+    kept: list[Part] = list(parts)
+    refused: list[pl.DataFrame] = []
+    if held.is_empty():
+        return kept, refused
+    for number, part in enumerate(parts):
+        index = (
+            pl.read_parquet(part.path, columns=list(key), glob=False)
+            .with_row_index("index")
+            .join(held, on=key, how="semi", nulls_equal=True, maintain_order="left")["index"]
+            .to_numpy()
+        )
+        if len(index):
+            reasons = [f"key ({', '.join(key)}) is in version {version} already"] * len(index)
+            kept[number], lost = _take_out(part, index, reasons, key, folder)
+            refused.append(lost)
+    return kept, refused
+
+
+def keep_last(parts: Sequence[Part], key: Sequence[str], folder: str) -> list[Part]:
+    """Drop rows whose key a later row has: what is left is what the source held last."""
+    suspects = _suspects(parts, key)
+    if suspects.is_empty():
+        return list(parts)
+    lasts = suspects.unique(key, keep="last", maintain_order=True).select("part", "index")
+    older = suspects.join(lasts, on=["part", "index"], how="anti", maintain_order="left")
+    kept = list(parts)
+    for (number,), rows in older.partition_by("part", as_dict=True, maintain_order=True).items():
+        index = rows["index"].to_numpy()
+        path = _rewrite(parts[number], index, folder)
+        kept[number] = parts[number].without(index, path)
+    return kept
 
 
 def _suspects(parts: Sequence[Part], key: Sequence[str]) -> pl.DataFrame:
@@ -90,33 +149,26 @@ def _suspects(parts: Sequence[Part], key: Sequence[str]) -> pl.DataFrame:
 
 
 def _take_out(
-    parts: Sequence[Part],
-    number: int,
-    rows: pl.DataFrame,
-    key: Sequence[str],
-    numbers: dict[int, np.ndarray],
-    folder: str,
+    part: Part, index: np.ndarray, reasons: list[str], key: Sequence[str], folder: str
 ) -> tuple[Part, pl.DataFrame]:
-    part = parts[number]
     held = pl.read_parquet(part.path, glob=False)
-    index = rows["index"].to_numpy()
-    named = ", ".join(key)
-    reasons = [
-        f"key ({named}) is that of {parts[where].file} row {numbers[where][at]}"
-        for where, at in rows.select("first_part", "first_row").iter_rows()
-    ]
     lost = held[index].select(
         file=pl.lit(part.file),
-        row=pl.Series(numbers[number][index], dtype=pl.Int64),
+        row=pl.Series(part.source_rows()[index], dtype=pl.Int64),
         reason=pl.Series(reasons, dtype=pl.String),
-        rules=pl.Series([[f"key ({named}) is repeated"]] * len(reasons), dtype=REFUSED["rules"]),
+        rules=pl.Series([[f"key ({', '.join(key)}) is repeated"]] * len(reasons), dtype=REFUSED["rules"]),
         source=pl.struct(pl.all().cast(pl.String)).struct.json_encode(),
     )
+    path = _rewrite(part, index, folder)
+    return part.without(index, path), pl.DataFrame(lost, schema=REFUSED)
+
+
+def _rewrite(part: Part, index: np.ndarray, folder: str) -> str:
+    """Write the part again without the rows at these indices, under another name."""
     keep = np.ones(part.rows, dtype=bool)
     keep[index] = False
     path = f"{folder}/{Path(part.path).stem}-unique.parquet"
-    write_part(held.filter(keep), path)
-    Path(part.path).unlink()
-    left_out = np.union1d(part.left_out, numbers[number][index] - part.first)
-    taken = replace(part, path=path, rows=int(keep.sum()), left_out=left_out)
-    return taken, pl.DataFrame(lost, schema=REFUSED)
+    write_part(pl.read_parquet(part.path, glob=False).filter(keep), path)
+    if path != part.path:
+        Path(part.path).unlink()
+    return path

@@ -11,21 +11,43 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import DeltaError
-from deltalake.transaction import AddAction, create_table_with_add_actions
+from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from manta.errors import Conflict, NotFound
 
 COMMIT_TRIES = 50
 # A training set must be rebuildable years later: versions do not expire by themselves.
 CONFIGURATION = {"delta.logRetentionDuration": "interval 36500 days"}
+
+
+class Head(NamedTuple):
+    """The newest version, None before the first, and what its writer kept with it."""
+
+    version: int | None
+    metadata: Mapping[str, Any]
+
+
+class Change(NamedTuple):
+    """What a commit does to the version before it.
+
+    Attributes:
+        add: staged Parquet files.
+        remove: files of that version, as :meth:`Lake.files` names them; None removes all.
+        metadata: JSON to be kept with the commit.
+    """
+
+    add: Sequence[str]
+    remove: Sequence[str] | None
+    metadata: Mapping[str, Any]
 
 
 def quarantine_of(dataset: str) -> str:
@@ -47,6 +69,11 @@ class Lake:
         """The newest version; None when nothing has been committed."""
         return self._open(dataset).version() if self._exists(dataset) else None
 
+    def head(self, dataset: str) -> Head:
+        """The newest version, and what its writer kept with it."""
+        newest = self.version(dataset)
+        return Head(newest, {} if newest is None else self.metadata(dataset, newest))
+
     # --- reading --------------------------------------------------------------------------------------
 
     def scan(self, dataset: str, version: int | str | None = None) -> pl.LazyFrame:
@@ -58,9 +85,21 @@ class Lake:
         table = self._open(dataset, version)
         # Part numbers are padded, so that the order of names is the order of rows.
         files = sorted(table.file_uris())
+        content = pl.DataFrame(pa.schema(table.schema()).empty_table())
         if not files:
-            return pl.DataFrame(pa.schema(table.schema()).empty_table()).lazy()
-        return pl.scan_parquet(files, glob=False, hive_partitioning=False)
+            return content.lazy()
+        # A file from before a column was added does not have it.
+        return pl.scan_parquet(
+            files, glob=False, hive_partitioning=False, schema=content.schema, missing_columns="insert"
+        )
+
+    def files(self, dataset: str, version: int | str | None = None) -> list[str]:
+        """The files of a version, as paths inside the dataset's folder, sorted."""
+        return sorted(pa.table(self._open(dataset, version).get_add_actions())["path"].to_pylist())
+
+    def schema(self, dataset: str, version: int | str | None = None) -> pa.Schema:
+        """The columns of a version, and which of them may be null."""
+        return pa.schema(self._open(dataset, version).schema())
 
     def read(
         self, dataset: str, version: int | str | None = None, columns: Sequence[str] | None = None
@@ -69,7 +108,7 @@ class Lake:
         rows = self.scan(dataset, version)
         return (rows if columns is None else rows.select(columns)).collect()
 
-    def metadata(self, dataset: str, version: int | str | None = None) -> dict[str, str]:
+    def metadata(self, dataset: str, version: int | str | None = None) -> dict[str, Any]:
         """What the writer of a version kept with it.
 
         Raises:
@@ -107,26 +146,36 @@ class Lake:
         *,
         run_key: str,
         schema: pa.Schema,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> int:
         """Make the staged ``files`` the whole content of the dataset, in one commit; gives its version.
 
-        The same ``run_key`` again commits nothing and gives the version it made. When several runs commit
-        at once, each makes a version of its own, one after the other. Whatever else the run has staged is
-        removed.
+        As :meth:`change`.
+        """
+        return self.change(
+            dataset, lambda _: Change(files, None, metadata or {}), run_key=run_key, schema=schema
+        )
+
+    def change(self, dataset: str, make: Callable[[Head], Change], *, run_key: str, schema: pa.Schema) -> int:
+        """Commit what ``make`` finds is to be done to the newest version; gives the version made.
+
+        ``make`` is called again when another writer was faster: the change is always one of the version
+        directly before it. What it raises ends the attempt, with nothing committed. The same ``run_key``
+        again commits nothing and gives the version it made. When several runs commit at once, each makes a
+        version of its own, one after the other. Whatever else the run has staged is removed.
 
         Raises:
             Conflict: other writers were faster, many times in a row.
         """
-        adds = [self._add(dataset, path) for path in files]
         for tries in range(COMMIT_TRIES):
-            newest = self.version(dataset)
+            head = self.head(dataset)
             made = self.committed(dataset, run_key)
             if made is None:
+                change = make(head)
                 try:
-                    made = self._commit_after(newest, dataset, adds, run_key, schema, metadata or {})
+                    made = self._commit_after(head.version, dataset, change, run_key, schema)
                 except DeltaError:
-                    if self.version(dataset) == newest:
+                    if self.version(dataset) == head.version:
                         raise  # nobody was faster: something else is wrong
                     time.sleep(0.005 * secrets.randbelow(min(tries, 10) + 2))
                     continue
@@ -138,7 +187,7 @@ class Lake:
         )
 
     def replace(
-        self, dataset: str, frame: pl.DataFrame, *, run_key: str, metadata: Mapping[str, str] | None = None
+        self, dataset: str, frame: pl.DataFrame, *, run_key: str, metadata: Mapping[str, Any] | None = None
     ) -> int:
         """Stage and commit a frame that is in memory."""
         path = f"{self.stage(dataset, run_key)}/00000.parquet"
@@ -163,36 +212,49 @@ class Lake:
             raise NotFound(f"dataset {dataset!r} has no version {version}; its newest is {newest}") from error
 
     def _commit_after(
-        self,
-        newest: int | None,
-        dataset: str,
-        adds: list[AddAction],
-        run_key: str,
-        schema: pa.Schema,
-        metadata: Mapping[str, str],
+        self, newest: int | None, dataset: str, change: Change, run_key: str, schema: pa.Schema
     ) -> int:
+        content = Schema.from_arrow(schema)
+        adds = [self._add(dataset, path) for path in change.add]
+        if newest is None:
+            properties = self._properties(0, run_key, change.metadata)
+            create_table_with_add_actions(
+                self.path(dataset), content, adds, configuration=CONFIGURATION, commit_properties=properties
+            )
+            return 0
+        table = self._open(dataset, newest)
+        if change.remove is None:
+            properties = self._properties(newest + 1, run_key, change.metadata)
+            table.create_write_transaction([*adds], "overwrite", content, commit_properties=properties)
+            return newest + 1
+        had = {field.name for field in table.schema().fields}
+        added = [field for field in content.fields if field.name not in had]
+        if added:
+            # Delta changes the schema of a table that keeps its rows in a commit of its own. It holds no
+            # rows and is nobody's version; whoever dies after it has changed nothing that can be read.
+            carried = {**self.metadata(dataset, newest), "mode": "schema"}
+            newest += 1
+            table.alter.add_columns(added, commit_properties=self._properties(newest, "", carried))
+            table = self._open(dataset, newest)
+        removes = [
+            RemoveAction(path=path, data_change=True, deletion_timestamp=int(time.time() * 1000))
+            for path in change.remove
+        ]
+        properties = self._properties(newest + 1, run_key, change.metadata)
+        table.create_write_transaction(
+            [*removes, *adds], "append", table.schema(), commit_properties=properties
+        )
+        return newest + 1
+
+    def _properties(self, version: int, run_key: str, metadata: Mapping[str, Any]) -> CommitProperties:
         # The version this commit will be, or it will not be at all: Delta is told not to resolve conflicts
         # by itself, so that the number kept under the run's key is always the truth.
-        version = 0 if newest is None else newest + 1
-        properties = CommitProperties(
+        kept = {**metadata, "run_key": run_key} if run_key else metadata
+        return CommitProperties(
             max_commit_retries=0,
-            custom_metadata={"manta": json.dumps({"run_key": run_key, **metadata})},
-            app_transactions=[Transaction(run_key, version)],
+            custom_metadata={"manta": json.dumps(kept)},
+            app_transactions=[Transaction(run_key, version)] if run_key else None,
         )
-        content = Schema.from_arrow(schema)
-        if newest is None:
-            create_table_with_add_actions(
-                self.path(dataset),
-                content,
-                adds,
-                configuration=CONFIGURATION,
-                commit_properties=properties,
-            )
-        else:
-            self._open(dataset, newest).create_write_transaction(
-                [*adds], "overwrite", content, commit_properties=properties
-            )
-        return version
 
     def _add(self, dataset: str, path: str) -> AddAction:
         inside = Path(path).absolute().relative_to(self.path(dataset))

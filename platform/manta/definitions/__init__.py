@@ -9,7 +9,7 @@ from manta.definitions.datasets import Column, Contract, FeatureTable, Ingest
 from manta.definitions.endpoints import Endpoint
 from manta.definitions.features import FeatureRepo, Materialize, ViewInfo
 from manta.definitions.jobs import Job, Policy, Retry, Runnable
-from manta.definitions.sources import Files
+from manta.definitions.sources import Source
 from manta.definitions.training import AtLeast, AtMost, BeatsChampion, Examples, TimeSplit, Torch, Training
 from manta.errors import DefinitionInvalid
 
@@ -43,7 +43,6 @@ __all__ = [
     "Examples",
     "FeatureRepo",
     "FeatureTable",
-    "Files",
     "FunctionPath",
     "Ingest",
     "Job",
@@ -53,6 +52,7 @@ __all__ = [
     "Ref",
     "Retry",
     "Runnable",
+    "Source",
     "TimeSplit",
     "Torch",
     "Training",

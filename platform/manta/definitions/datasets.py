@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from manta.definitions.base import Frozen, FunctionPath, Name, Ref
 from manta.definitions.jobs import Runnable
-from manta.definitions.sources import Source
+from manta.definitions.sources import AnySource, Source
 
 ColumnType = Literal["string", "int64", "float64", "bool", "timestamp", "date"]
 
@@ -65,21 +65,58 @@ class Contract(Frozen):
         return self
 
 
+Mode = Literal["replace", "append", "upsert"]
+
+
 class Ingest(Runnable):
     """Reads a source into a dataset, refusing the rows that break the contract.
 
-    Each run lands the source as it is now as one new version of the dataset. Its name is the dataset's,
-    unless given.
+    Each run makes at most one version, in one commit. Its name is the dataset's, unless given.
+
+    Attributes:
+        source: where the rows are; see :mod:`manta.connectors`.
+        mode: ``replace`` makes what is read the dataset's whole content; ``append`` adds it; ``upsert`` adds
+            it in place of the rows that have the same key. Not given: ``replace``, or for a source that reads
+            on where it stopped, ``upsert`` where the contract has a key and ``append`` where it has none.
+        evolve: what a contract may change in a dataset that has versions. ``add``: columns that may be null
+            are added; ``refuse``: nothing; ``any``, with mode ``replace`` only: everything.
     """
 
     kind: ClassVar[str] = "ingest"
     dataset: Name
-    source: Source
+    source: AnySource
     contract: Contract
+    mode: Mode = "replace"
+    evolve: Literal["add", "refuse", "any"] = "add"
 
     def __init__(self, **fields: Any) -> None:
         named: dict[str, Any] = {"name": fields.get("dataset")}
         super().__init__(**(named | fields))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_mode(cls, fields: Any) -> Any:
+        source, contract = fields.get("source"), fields.get("contract")
+        if "mode" in fields or not isinstance(source, Source) or not source.incremental:
+            return fields
+        keyed = isinstance(contract, Contract) and contract.key
+        return {**fields, "mode": "upsert" if keyed else "append"}
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> Ingest:
+        if self.mode == "replace" and self.source.incremental:
+            raise ValueError("the source gives only what is new, so mode='replace' would lose what was there")
+        if self.mode != "upsert" and self.source.overlaps:
+            raise ValueError("the source gives some rows again: that takes mode='upsert', and a key")
+        if self.mode == "upsert":
+            if not self.contract.key:
+                raise ValueError("mode='upsert' needs the contract's key: it says which row is replaced")
+            empty = [name for name in self.contract.key if self.contract.columns[name].nullable]
+            if empty:
+                raise ValueError(f"mode='upsert' finds rows by their key: {', '.join(empty)} may not be null")
+        if self.evolve == "any" and self.mode != "replace":
+            raise ValueError("evolve='any' goes with mode='replace': rows that are kept have the old types")
+        return self
 
     def inputs(self) -> tuple[Ref, ...]:
         return (Ref("source", self.name),)

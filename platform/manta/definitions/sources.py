@@ -1,69 +1,243 @@
-"""Where an ingest reads: sources, and how to tell cheaply that one has changed."""
+"""Sources: where an ingest reads. What a connector has to offer is said here; the connectors themselves are
+in :mod:`manta.connectors`, one file each."""
 
 from __future__ import annotations
 
-import hashlib
+import importlib
 import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
-from pydantic import Field
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 
 from manta.definitions.base import Frozen
-from manta.errors import SourceUnreadable
+from manta.errors import ExtraMissing
+
+if TYPE_CHECKING:
+    import polars
+
+ENTRY_POINTS = "manta.connectors"
+CONNECTORS = "manta.connectors"
 
 
-class Files(Frozen):
-    """Local files in one format.
+class Piece(Protocol):
+    """What one task reads. Pickled to it; otherwise the connector's own affair."""
+
+    @property
+    def file(self) -> str:
+        """Where its rows come from, as a person would name it: a file, a table, a topic's partition."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes, at least about, for telling how far a run is."""
+        ...
+
+
+class Broken(NamedTuple):
+    """A row that has no columns to check: a line with too many fields, or a message that is not JSON."""
+
+    row: int
+    reason: str
+    rule: str
+    text: str
+
+
+class Rows(NamedTuple):
+    """Consecutive rows of a piece, in Arrow's memory (a Polars frame holds nothing else).
 
     Attributes:
-        path: a file or a glob, relative to the project folder; or ``package:NAME/inner/path`` for files that
-            an installed Python package carries.
-        format: ``csv``, ``jsonl`` or ``parquet``; compressed or not, as the file's name says (.gz,
-            .bz2, .zst, .lz4; a .zip holds one file).
-        null_values: texts that stand for a missing value (csv).
+        height: how many rows it stands for, the broken ones included.
+        values: the columns of the others, in the source's order; the wanted ones, as far as they are found.
+        broken: their ``row`` counts from 0, at the first of these rows.
+        columns: the columns that the source has here; of a format whose rows need not have all, those seen.
+        numbers: how the source itself numbers all ``height`` rows (Kafka's offsets); None when a row's number
+            is its place in the file, counted from 1.
     """
 
-    kind: Literal["files"] = "files"
-    path: str
-    format: Literal["csv", "jsonl", "parquet"] = "csv"
-    null_values: tuple[str, ...] = Field(default=("",))
+    height: int
+    values: polars.DataFrame
+    broken: list[Broken]
+    columns: Sequence[str]
+    numbers: Sequence[int] | None = None
 
-    def resolve(self, root: Path) -> list[Path]:
-        """The files as they are now, sorted.
+
+def _one_by_one(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[tuple[int, Any]]:
+    return ((index, function(item)) for index, item in enumerate(items))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What an ingest wants of a source.
+
+    Attributes:
+        root: the project's folder; relative paths are relative to it.
+        columns: the columns of the contract.
+        cursor: what the last committed reading left (see :class:`Reading`); None for the first, and for a
+            source that reads all of it each time.
+        each: does the same to many things, in parallel where there is a cluster (in a task: one by one), and
+            gives ``(index, result)`` as they are ready.
+    """
+
+    root: Path
+    columns: tuple[str, ...] = ()
+    cursor: Any = None
+    each: Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[tuple[int, Any]]] = field(
+        default=_one_by_one, compare=False
+    )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reading of a source: what there is to read, all of one moment where the source can give that.
+
+    Attributes:
+        pieces: in the order of the rows, some ten megabytes each. None: there is nothing new, so that the run
+            makes no version.
+        token: names the state of the source that is read; for lineage, and to see that it has changed.
+        cursor: where the next reading begins, as JSON; committed with the rows. None: it reads all again.
+        verify: called when all is read, before the commit; raises SourceUnreadable if what was read is not
+            of one state.
+    """
+
+    pieces: Sequence[Any]
+    token: str
+    cursor: Any = None
+    verify: Callable[[], None] = lambda: None
+
+
+class Source(Frozen):
+    """Where an ingest reads, and how. A connector is one module with one subclass of this; the module's name,
+    or that of its entry point in ``manta.connectors``, is its ``kind``.
+
+        class Numbers(Source):
+            kind: Literal["numbers"] = "numbers"
+            to: int
+
+            @contextmanager
+            def opened(self, ask: Ask) -> Iterator[Reading]:
+                yield Reading([Range(0, self.to)], token=str(self.to))
+
+            def read(self, piece: Range, ask: Ask) -> Iterator[Rows]:
+                ...
+
+    Definitions are parsed by processes that read nothing: importing the module must be cheap, so drivers (and
+    Polars) are imported in the methods; a driver that is an extra by :func:`driver`. Fields may hold
+    references to secrets (``${env:NAME}``), resolved by :mod:`manta.secrets` where they are used, in the
+    methods. Errors are SourceUnreadable with a hint, and repeat no secret.
+    """
+
+    kind: str
+
+    @property
+    def incremental(self) -> bool:
+        """Whether a reading begins where the last committed one ended."""
+        return False
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether an incremental reading may give rows again that an earlier one has given."""
+        return False
+
+    def observe(self, root: Path) -> str | None:
+        """A token that changes when the source does, found in milliseconds and without asking another
+        machine; None when there is none such, so that only a person or a trigger knows when to read again.
 
         Raises:
-            SourceUnreadable: the package is not installed, or nothing matches.
+            SourceUnreadable: it is missing.
         """
-        base, pattern = root, self.path
-        if self.path.startswith("package:"):
-            package, _, pattern = self.path.removeprefix("package:").partition("/")
-            base = _package_folder(package)
-        elif Path(pattern).is_absolute():
-            base, pattern = Path("/"), pattern.lstrip("/")
-        found = sorted(path for path in base.glob(pattern) if path.is_file())
-        if not found:
-            raise SourceUnreadable(
-                f"no file matches {self.path!r} in {base}",
-                hint="correct `path` in the ingest's Files(…), or put the file there",
-            )
-        return found
+        return None
 
-    def observe(self, root: Path) -> str:
-        """A token that changes when the files do: a hash of their names, sizes and modification times."""
-        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.resolve(root)]
-        return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+    def opened(self, ask: Ask) -> AbstractContextManager[Reading]:
+        """Look at the source and split it into pieces. Left when all pieces have been read, also after an
+        error: until then a connector may hold a snapshot open.
+
+        Raises:
+            SourceUnreadable: it is missing, damaged, or cannot be reached; or it no longer has what the
+                cursor points to.
+        """
+        raise NotImplementedError
+
+    def read(self, piece: Any, ask: Ask) -> Iterator[Rows]:
+        """The rows of a piece, in order, in batches that fit into memory. Runs in a Ray task, maybe twice.
+
+        Texts stay texts: they are parsed by the contract. A wanted column that is not there is left out,
+        unless rows of the source need not have all columns: then it is null.
+
+        Raises:
+            SourceUnreadable: the piece is damaged, or cannot be reached.
+        """
+        raise NotImplementedError
 
 
-def _package_folder(package: str) -> Path:
-    # The package itself is not imported: it may be data only, and some fail to import.
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise SourceUnreadable(
-            f"the Python package {package!r} is not installed",
-            hint="the reference project's data: pip install 'manta-ml[examples]'",
+def connectors() -> dict[str, Callable[[], Any]]:
+    """How to load each connector there is, by its kind: manta's own, and those of installed packages."""
+    package = importlib.import_module(CONNECTORS)
+    found: dict[str, Callable[[], Any]] = {
+        entry.name: entry.load for entry in entry_points(group=ENTRY_POINTS)
+    }
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.ispkg and not module.name.startswith("_"):
+            found[module.name] = partial(importlib.import_module, f"{CONNECTORS}.{module.name}")
+    return found
+
+
+def source_type(kind: str) -> type[Source]:
+    """The class of a kind of source.
+
+    Raises:
+        ValueError: there is no such connector, or its module has no source of this kind.
+    """
+    known = connectors()
+    if kind not in known:
+        raise ValueError(
+            f"there is no connector {kind!r}; there are {', '.join(sorted(known))} "
+            f"(one is a module, found by its name or by an entry point in {ENTRY_POINTS!r})"
         )
-    return Path(next(iter(spec.submodule_search_locations)))
+    loaded = known[kind]()
+    if isinstance(loaded, type):
+        return loaded
+    for each in vars(loaded).values():
+        if isinstance(each, type) and issubclass(each, Source) and each is not Source:
+            default = each.model_fields["kind"].default
+            if default == kind:
+                return each
+    raise ValueError(f"the connector {kind!r} ({loaded.__name__}) has no Source whose kind is {kind!r}")
 
 
-Source = Files
+def _parsed(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    fields = dict(value)
+    found = source_type(str(fields.get("kind")))
+    try:
+        return found(**fields)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ValueError(f"{found.__name__}: {told}") from None
+
+
+AnySource = Annotated[SerializeAsAny[Source], BeforeValidator(_parsed)]
+"""A source of any kind; in JSON with its ``kind``, by which it is found again."""
+
+
+def driver(module: str, extra: str) -> ModuleType:
+    """Import a library that a connector needs and that not everybody has installed.
+
+    Raises:
+        ExtraMissing: it is not installed; names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ExtraMissing(
+            f"reading this source needs {module.partition('.')[0]}, which is not installed ({error})",
+            hint=f"pip install 'manta-ml[{extra}]'",
+        ) from error

@@ -11,11 +11,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from manta.connectors.files import Files
 from manta.data import ingest, tables
 from manta.data.lake import Lake
 from manta.definitions import Definition, FeatureTable, Ingest, Ref, from_json
 from manta.definitions.datasets import Column, Contract
-from manta.definitions.sources import Files
 from manta.errors import InvalidInput, NotFound, SourceUnreadable
 from manta.ledger.actor import OWNER
 from manta.ledger.comparison import Comparison, comparison_of

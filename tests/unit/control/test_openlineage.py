@@ -16,10 +16,10 @@ import pytest
 from openlineage.client import event_v2, facet_v2
 
 from manta.app import Platform
+from manta.connectors.files import Files
 from manta.control.inline import InlineEngine
 from manta.control.openlineage import Emitter, run_id_of
 from manta.definitions.datasets import Column, Contract, Ingest
-from manta.definitions.sources import Files
 from manta.errors import SettingsInvalid, Unavailable
 from manta.ledger.actor import OWNER
 from manta.ledger.runs import EndReason, Run, State, Version

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from manta.connectors.files import Files
 from manta.definitions import (
     Column,
     Contract,
@@ -15,7 +16,6 @@ from manta.definitions import (
     Examples,
     FeatureRepo,
     FeatureTable,
-    Files,
     Ingest,
     Job,
     Materialize,

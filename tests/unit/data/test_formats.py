@@ -17,14 +17,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manta.data.connectors import Rows, connector, files
-from manta.data.formats import csv as csv_format
-from manta.definitions.sources import Files
-from manta.errors import NotFound, SourceUnreadable
+from manta.connectors.files import Files
+from manta.connectors.formats import FilePiece
+from manta.connectors.formats import csv as csv_format
+from manta.definitions.sources import Ask, Rows, source_type
+from manta.errors import SourceUnreadable
+
+
+def pieces(root: Path, source: Files) -> list[Any]:
+    with source.opened(Ask(root)) as reading:
+        return list(reading.pieces)
 
 
 def read(root: Path, source: Files, wanted: list[str]) -> list[Rows]:
-    return [rows for piece in files.pieces(source, root) for rows in files.read(source, piece, wanted)]
+    ask = Ask(root, tuple(wanted))
+    return [rows for piece in pieces(root, source) for rows in source.read(piece, ask)]
 
 
 def values(batches: list[Rows]) -> list[dict[str, Any]]:
@@ -77,7 +84,7 @@ def test_csv_rows_of_wrong_length_keep_their_numbers(
     lines += ["60", "61"]  # broken ones at the very end too
     (tmp_path / "a.csv").write_text("\n".join(["n,m", *lines]))
     batches = list(
-        files.read(Files(path="a.csv"), files.FilePiece(str(tmp_path / "a.csv"), "a.csv", 1), ["n"])
+        Files(path="a.csv").read(FilePiece(str(tmp_path / "a.csv"), "a.csv", 1), Ask(tmp_path, ("n",)))
     )
     found = dict(numbers(batches))
     assert len(batches) > 1 or block == 10_000
@@ -110,8 +117,8 @@ def test_files_in_several_folders_are_told_apart(tmp_path: Path) -> None:
     for folder in ("2012", "2013"):
         (tmp_path / "data" / folder).mkdir(parents=True)
         (tmp_path / "data" / folder / "a.csv").write_text("n\n1\n")
-    pieces = files.pieces(Files(path="data/*/a.csv"), tmp_path)
-    assert [piece.file for piece in pieces] == ["2012/a.csv", "2013/a.csv"]
+    found = pieces(tmp_path, Files(path="data/*/a.csv"))
+    assert [piece.file for piece in found] == ["2012/a.csv", "2013/a.csv"]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +199,7 @@ def test_jsonl_tells_a_missing_name_from_one_that_is_always_null(tmp_path: Path)
 @settings(deadline=None)
 @given(cut=st.integers(20, 200), rows=st.integers(0, 40))
 def test_jsonl_in_ranges_gives_every_line_once(cut: int, rows: int, tmp_path_factory: Any) -> None:
-    from manta.data.formats import jsonl
+    from manta.connectors.formats import jsonl
 
     root = tmp_path_factory.mktemp("jsonl")
     (root / "a.jsonl").write_text(
@@ -208,13 +215,13 @@ def test_jsonl_in_ranges_gives_every_line_once(cut: int, rows: int, tmp_path_fac
 
 
 def test_parquet_by_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from manta.data.formats import parquet
+    from manta.connectors.formats import parquet
 
     monkeypatch.setattr(parquet, "PIECE_BYTES", 1_000)
     frame = pl.DataFrame({"n": range(10_000), "unused": ["x"] * 10_000})
     frame.write_parquet(tmp_path / "a.parquet", row_group_size=700)
     source = Files(path="a.parquet", format="parquet")
-    assert len(files.pieces(source, tmp_path)) > 3
+    assert len(pieces(tmp_path, source)) > 3
     batches = read(tmp_path, source, ["n", "absent"])
     assert [row["n"] for row in values(batches)] == list(range(10_000))
     assert batches[0].columns == ["n", "unused"]
@@ -227,5 +234,5 @@ def test_parquet_without_rows_keeps_its_columns(tmp_path: Path) -> None:
 
 
 def test_an_unknown_kind_of_source_names_those_there_are() -> None:
-    with pytest.raises(NotFound, match=r"no connector 'kafka'; there are files"):
-        connector("kafka")
+    with pytest.raises(ValueError, match=r"no connector 'carrier-pigeon'; there are .*files"):
+        source_type("carrier-pigeon")

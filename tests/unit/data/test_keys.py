@@ -32,7 +32,7 @@ def test_the_first_row_of_a_key_stays(staged: list[list[Any]], tmp_path_factory:
         schema = {"carrier": pl.String, "flight": pl.Int64}
         write_part(pl.DataFrame(good, schema=schema, orient="row"), path)
         left_out = np.array([at for at, (_, refused) in enumerate(rows) if refused], dtype=np.int64)
-        parts.append(Part(path, f"{number}.csv", 100, len(good), left_out))
+        parts.append(Part(path, f"{number}.csv", len(good), first=100, left_out=left_out))
         for at, (key, refused) in enumerate(rows):
             if refused:
                 continue

@@ -12,33 +12,32 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 
-from manta.data.connectors import Broken, Rows
-from manta.data.formats import PIECE_BYTES, FilePiece, opened, ranges
-from manta.data.parallel import each
-from manta.definitions.sources import Files
+from manta.connectors.files import Files
+from manta.connectors.formats import PIECE_BYTES, FilePiece, opened, ranges
+from manta.definitions.sources import Ask, Broken, Rows
 from manta.errors import SourceUnreadable
 
 
-def split(_source: Files, whole: FilePiece) -> list[FilePiece]:
+def split(_source: Files, whole: FilePiece, ask: Ask) -> list[FilePiece]:
     if whole.size <= PIECE_BYTES or whole.compressed:
         return [whole]
     with opened(whole) as stream:
         header = _header(stream, whole.file)
         begin = stream.tell()
-    starts = _record_starts(whole)
+    starts = _record_starts(whole, ask)
     if starts is None:
         return [whole]
     return ranges(whole, [start for start in starts if start > begin], header)
 
 
-def read(source: Files, piece: FilePiece, wanted: Sequence[str]) -> Iterator[Rows]:
+def read(source: Files, piece: FilePiece, ask: Ask) -> Iterator[Rows]:
     with opened(piece) as stream:
         header = piece.header or _header(stream, piece.file)
         if piece.stop is not None:
             stream.seek(max(piece.start, stream.tell()))
             text = stream.read(piece.stop - stream.tell())
             stream = io.BufferedReader(cast(io.RawIOBase, io.BytesIO(text)))
-        columns = [name for name in wanted if name in header]
+        columns = [name for name in ask.columns if name in header]
         for name in columns:
             if header.count(name) > 1:
                 raise SourceUnreadable(f"{piece.file} has column {name!r} {header.count(name)} times")
@@ -121,13 +120,13 @@ def _with_broken(
 _STRAY_QUOTE = re.compile(rb'[^",\r\n]"[^",\r\n]')
 
 
-def _record_starts(whole: FilePiece) -> list[int] | None:
+def _record_starts(whole: FilePiece, ask: Ask) -> list[int] | None:
     """Where records begin, about every PIECE_BYTES: newlines within quotes do not count.
 
     None when quotes are used so that this cannot be told without reading all that is before.
     """
     cuts = [(whole.path, start, PIECE_BYTES) for start in range(0, whole.size, PIECE_BYTES)]
-    looks = dict(each(_look, cuts))
+    looks = dict(ask.each(_look, cuts))
     starts, quoted = [], False
     for index, (_, start, _) in enumerate(cuts):
         quotes, stray, newline = looks[index]

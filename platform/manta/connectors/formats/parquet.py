@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
 
 import polars as pl
 import pyarrow.parquet as pq
 
-from manta.data.connectors import Rows
-from manta.data.formats import PIECE_BYTES, FilePiece
-from manta.definitions.sources import Files
+from manta.connectors.files import Files
+from manta.connectors.formats import PIECE_BYTES, FilePiece
+from manta.definitions.sources import Ask, Rows
 
 BATCH_ROWS = 250_000
 
 
-def split(_source: Files, whole: FilePiece) -> list[FilePiece]:
+def split(_source: Files, whole: FilePiece, _ask: Ask) -> list[FilePiece]:
     metadata = pq.read_metadata(whole.path)
     found: list[FilePiece] = []
     start, size = 0, 0
@@ -29,10 +29,10 @@ def split(_source: Files, whole: FilePiece) -> list[FilePiece]:
     return found or [replace(whole, stop=0)]
 
 
-def read(_source: Files, piece: FilePiece, wanted: Sequence[str]) -> Iterator[Rows]:
+def read(_source: Files, piece: FilePiece, ask: Ask) -> Iterator[Rows]:
     with pq.ParquetFile(piece.path) as file:
         names = file.schema_arrow.names
-        columns = [name for name in wanted if name in names]
+        columns = [name for name in ask.columns if name in names]
         groups = list(range(piece.start, piece.stop or 0))
         empty = cast(pl.DataFrame, pl.from_arrow(file.schema_arrow.empty_table().select(columns)))
         yield Rows(0, empty, [], names)

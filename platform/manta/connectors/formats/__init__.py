@@ -1,8 +1,8 @@
 """File formats: how a file of each is split into pieces, and how a piece is read. One module per format.
 
-A format's module offers ``split(source, whole) -> list[FilePiece]``, run where the ingest begins, and
-``read(source, piece, wanted) -> Iterator[Rows]``, run in the tasks; both as a connector's (see there), and
-free to raise whatever reading damaged data raises.
+A format's module offers ``split(source, whole, ask) -> list[FilePiece]``, run where the ingest begins, and
+``read(source, piece, ask) -> Iterator[Rows]``, run in the tasks; both as a connector's (see there), and free
+to raise whatever reading damaged data raises.
 """
 
 from __future__ import annotations

@@ -7,18 +7,18 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import polars as pl
 
-from manta.data.connectors import Broken, Rows
-from manta.data.formats import PIECE_BYTES, FilePiece, opened, ranges
-from manta.definitions.sources import Files
+from manta.connectors.files import Files
+from manta.connectors.formats import PIECE_BYTES, FilePiece, opened, ranges
+from manta.definitions.sources import Ask, Broken, Rows
 
 
-def split(_source: Files, whole: FilePiece) -> list[FilePiece]:
+def split(_source: Files, whole: FilePiece, _ask: Ask) -> list[FilePiece]:
     if whole.size <= PIECE_BYTES or whole.compressed:
         return [whole]
     return ranges(whole, _line_starts(whole))
 
 
-def read(_source: Files, piece: FilePiece, wanted: Sequence[str]) -> Iterator[Rows]:
+def read(_source: Files, piece: FilePiece, ask: Ask) -> Iterator[Rows]:
     with opened(piece) as stream:
         if piece.stop is not None:
             stream.seek(piece.start)
@@ -27,7 +27,7 @@ def read(_source: Files, piece: FilePiece, wanted: Sequence[str]) -> Iterator[Ro
             if len(text) < left:
                 text += stream.readline()
             left -= len(text)
-            yield _json_rows(text, wanted)
+            yield _json_rows(text, ask.columns)
 
 
 def _json_rows(text: bytes, wanted: Sequence[str]) -> Rows:
