@@ -26,7 +26,7 @@ from manta.ledger.runs import Attempt, Run
 from manta.plan import Plan
 from manta.project import Project, load
 from manta.settings import Settings
-from manta.testing import PROJECT
+from manta.testing.doors import PROJECT
 
 UP_SECONDS = 60
 MANTA = str(Path(sys.executable).parent / "manta")

@@ -11,7 +11,7 @@ import pytest
 import manta
 from manta.app import Platform
 from manta.settings import Settings
-from manta.testing import Conformance, write_project
+from manta.testing.doors import Conformance, write_project
 from tests.conformance.doors import ClientDoor, CommandDoor, PlatformDoor, environment, server
 from tests.conftest import free_ports
 

@@ -21,7 +21,7 @@ import manta
 from manta.client import Client
 from manta.errors import RunFailed
 from manta.ledger.runs import State
-from manta.testing import until_ended, write_project
+from manta.testing.doors import until_ended, write_project
 from tests.conformance.doors import MANTA, ClientDoor, environment, server
 from tests.conftest import free_ports
 
