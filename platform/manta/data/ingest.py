@@ -13,13 +13,14 @@ from typing import Any
 
 import polars as pl
 
-from manta.data import evolution, keys, upsert
+from manta.data import evolution, keys, profile, upsert
 from manta.data.contract import REFUSED
 from manta.data.keys import Part
 from manta.data.lake import Change, Head, Lake, quarantine_of, write_part
 from manta.data.landing import Landed, land, tolerate
 from manta.data.parallel import each
-from manta.data.values import arrow_schema
+from manta.data.sketch import sketch
+from manta.data.values import arrow_schema, schema
 from manta.definitions import Ingest
 from manta.definitions.base import digest
 from manta.definitions.sources import Ask, Reading
@@ -42,8 +43,8 @@ class _Rows:
     before: Head  # the version at which reading began
     parts: list[Part]
     folder: str
-    rows: int
     refused: int
+    profile: str
 
 
 def execute(context: RunContext) -> None:
@@ -102,9 +103,10 @@ def _ingest(context: RunContext, ingest: Ingest, lake: Lake) -> int:
             tolerate(ingest, landed.height, refused)
             _quarantine(context, ingest, lake, refused, reading.token)
             parts = [part for part in landed.parts if part.rows]
-            rows = _Rows(
-                ingest, reading, before, parts, folder, sum(part.rows for part in parts), refused.height
-            )
+            sketches = [sketch(pl.DataFrame(schema=schema(ingest.contract)))]
+            sketches += [part.sketch for part in parts if part.sketch is not None]
+            told = profile.keep(sketches, folder)
+            rows = _Rows(ingest, reading, before, parts, folder, refused.height, told)
             return lake.change(
                 ingest.dataset,
                 lambda head: _change(lake, head, rows),
@@ -183,8 +185,9 @@ def _change(lake: Lake, head: Head, rows: _Rows) -> Change:
         "cursors": cursors,
         "source": rows.reading.token,
         "schema": digest(ingest.contract.model_dump(mode="json")["columns"]),
-        "rows": rows.rows,
+        "rows": sum(part.rows for part in rows.parts),
         "refused": rows.refused,
+        "profile": lake.inside(ingest.dataset, rows.profile),
     }
     return Change(add, remove, metadata)
 

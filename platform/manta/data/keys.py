@@ -12,6 +12,7 @@ import polars as pl
 
 from manta.data.contract import REFUSED
 from manta.data.lake import write_part
+from manta.data.sketch import Sketch, sketch
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,7 @@ class Part:
         numbers: the number in the source file of every row it holds, where the source numbers them itself.
         first: otherwise the number of the first row it stands for,
         left_out: and the rows it stands for but does not hold, ascending, counted from 0 at ``first``.
+        sketch: of what it holds, for the version's profile.
     """
 
     path: str
@@ -31,6 +33,7 @@ class Part:
     first: int = 1
     left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     numbers: np.ndarray | None = None
+    sketch: Sketch | None = None
 
     def source_rows(self) -> np.ndarray:
         """The number in the source file of every row it holds."""
@@ -43,13 +46,19 @@ class Part:
         """The same, so many rows further in its file."""
         return self if self.numbers is not None else replace(self, first=self.first + rows)
 
-    def without(self, index: np.ndarray, path: str) -> Part:
-        """What is left at ``path`` when the rows at these indices are gone."""
-        kept = self.rows - len(index)
+    def without(self, index: np.ndarray, folder: str) -> Part:
+        """What is left when the rows at these indices are gone, written into ``folder``."""
+        keep = np.ones(self.rows, dtype=bool)
+        keep[index] = False
+        rest = pl.read_parquet(self.path, glob=False).filter(keep)
+        path = f"{folder}/{Path(self.path).stem}-unique.parquet"
+        write_part(rest, path)
+        if path != self.path:
+            Path(self.path).unlink()
+        left = replace(self, path=path, rows=rest.height, sketch=self.sketch and sketch(rest))
         if self.numbers is not None:
-            return replace(self, path=path, rows=kept, numbers=np.delete(self.numbers, index))
-        left_out = np.union1d(self.left_out, self.source_rows()[index] - self.first)
-        return replace(self, path=path, rows=kept, left_out=left_out)
+            return replace(left, numbers=np.delete(self.numbers, index))
+        return replace(left, left_out=np.union1d(self.left_out, self.source_rows()[index] - self.first))
 
 
 def refuse_repeated(
@@ -117,9 +126,7 @@ def keep_last(parts: Sequence[Part], key: Sequence[str], folder: str) -> list[Pa
     older = suspects.join(lasts, on=["part", "index"], how="anti", maintain_order="left")
     kept = list(parts)
     for (number,), rows in older.partition_by("part", as_dict=True, maintain_order=True).items():
-        index = rows["index"].to_numpy()
-        path = _rewrite(parts[number], index, folder)
-        kept[number] = parts[number].without(index, path)
+        kept[number] = parts[number].without(rows["index"].to_numpy(), folder)
     return kept
 
 
@@ -159,16 +166,4 @@ def _take_out(
         rules=pl.Series([[f"key ({', '.join(key)}) is repeated"]] * len(reasons), dtype=REFUSED["rules"]),
         source=pl.struct(pl.all().cast(pl.String)).struct.json_encode(),
     )
-    path = _rewrite(part, index, folder)
-    return part.without(index, path), pl.DataFrame(lost, schema=REFUSED)
-
-
-def _rewrite(part: Part, index: np.ndarray, folder: str) -> str:
-    """Write the part again without the rows at these indices, under another name."""
-    keep = np.ones(part.rows, dtype=bool)
-    keep[index] = False
-    path = f"{folder}/{Path(part.path).stem}-unique.parquet"
-    write_part(pl.read_parquet(part.path, glob=False).filter(keep), path)
-    if path != part.path:
-        Path(part.path).unlink()
-    return path
+    return part.without(index, folder), pl.DataFrame(lost, schema=REFUSED)

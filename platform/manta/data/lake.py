@@ -131,6 +131,10 @@ class Lake:
         folder.mkdir(parents=True)
         return str(folder)
 
+    def inside(self, dataset: str, path: str) -> str:
+        """Where a staged file is, as seen from the table's folder: how commits name files."""
+        return Path(path).absolute().relative_to(self.path(dataset)).as_posix()
+
     def discard(self, folder: str) -> None:
         """Remove a staged folder that will not be committed."""
         shutil.rmtree(folder, ignore_errors=True)
@@ -257,10 +261,9 @@ class Lake:
         )
 
     def _add(self, dataset: str, path: str) -> AddAction:
-        inside = Path(path).absolute().relative_to(self.path(dataset))
         stat = Path(path).stat()
         return AddAction(
-            path=inside.as_posix(),
+            path=self.inside(dataset, path),
             size=stat.st_size,
             partition_values={},
             modification_time=stat.st_mtime_ns // 1_000_000,
@@ -271,6 +274,7 @@ class Lake:
     def _sweep(self, dataset: str, run_key: str, version: int) -> None:
         """Remove what the run's other attempts have staged: nothing of theirs can be committed any more."""
         kept = {Path(uri).parent for uri in self._open(dataset, version).file_uris()}
+        kept.add(Path(self.path(dataset), self.metadata(dataset, version).get("profile", "")).parent)
         for folder in (Path(self.path(dataset)) / "parts" / run_key).glob("*"):
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)

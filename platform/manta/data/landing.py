@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -17,6 +17,7 @@ from manta.data.contract import REFUSED, check, require_columns
 from manta.data.keys import Part
 from manta.data.lake import write_part
 from manta.data.parallel import each
+from manta.data.sketch import sketch
 from manta.definitions import Ingest
 from manta.definitions.sources import Ask, Reading, Rows
 from manta.errors import ContractBroken
@@ -113,7 +114,8 @@ def _land_piece(ingest: Ingest, ask: Ask, folder: str, numbered: tuple[int, Any]
         if good.height:
             path = f"{folder}/{index:06d}-{batch:04d}.parquet"
             write_part(good, path)
-            landed.parts.append(_part(path, piece.file, good.height, numbers, refused, rows.numbers is None))
+            part = _part(path, piece.file, good.height, numbers, refused, rows.numbers is None)
+            landed.parts.append(replace(part, sketch=sketch(good)))
         if refused.height:
             landed.refused.append(refused)
         landed.columns.update(rows.columns)

@@ -5,8 +5,11 @@ finish(merge(sketch(batch) for batch in batches))
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +42,13 @@ def finish(whole: Sketch) -> dict[str, Any]:
     """
     columns = {name: _figures(whole, name, column) for name, column in whole.columns.items()}
     return {"rows": whole.rows, "sampled": whole.sample.height, "columns": columns}
+
+
+def keep(sketches: Iterable[Sketch], folder: str) -> str:
+    """Write what the sketched rows are like into a staged folder; gives the file."""
+    path = Path(folder) / "profile.json"
+    path.write_text(json.dumps(finish(merge(sketches))))
+    return str(path)
 
 
 class _Values(NamedTuple):

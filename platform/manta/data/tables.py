@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import polars as pl
 import pyarrow as pa
 
+from manta.data import profile
 from manta.data.lake import Lake, write_part
 from manta.data.parallel import cpus, each
+from manta.data.sketch import Sketch, sketch
 from manta.definitions import FeatureTable
 from manta.definitions.base import digest, load_function
 from manta.errors import DefinitionInvalid, MantaError, Unavailable
@@ -48,6 +50,7 @@ class _Made(NamedTuple):
     path: str
     rows: int
     schema: dict[str, pl.DataType]
+    sketch: Sketch | None = None
 
 
 def execute(context: RunContext) -> None:
@@ -94,6 +97,7 @@ def _compute(context: RunContext, table: FeatureTable, lake: Lake) -> int:
             # No input has any row. The function still says what the columns are.
             made = _partitions(context, work._replace(partitions=1))
         schema = _one_schema(table, made)
+        told = profile.keep([part.sketch for part in made if part.sketch is not None], folder)
     except BaseException:
         lake.discard(folder)
         raise
@@ -105,7 +109,8 @@ def _compute(context: RunContext, table: FeatureTable, lake: Lake) -> int:
         metadata={
             "inputs": json.dumps(versions),
             "schema": digest([str(field) for field in schema]),
-            "rows": str(sum(part.rows for part in made)),
+            "rows": sum(part.rows for part in made),
+            "profile": lake.inside(table.dataset, told),
         },
     )
 
@@ -177,7 +182,7 @@ def _partition(work: _Work, index: int) -> _Made:
         )
     path = f"{work.folder}/{index:06d}.parquet"
     write_part(result, path)
-    return _Made(path, result.height, dict(result.schema))
+    return _Made(path, result.height, dict(result.schema), sketch(result))
 
 
 def _input(work: _Work, name: str, index: int) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,6 +82,13 @@ def pairs(lake: Lake, version: int | None = None) -> list[tuple[Any, ...]]:
     return sorted(lake.read("numbers", version).rows())
 
 
+def profile(lake: Lake, version: int) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(
+        Path(lake.path("numbers"), lake.metadata("numbers", version)["profile"]).read_text()
+    )
+    return told
+
+
 def run(context: RunContext) -> int:
     ingest.execute(context)
     return int(context.outputs[0].version)
@@ -100,6 +108,8 @@ def test_append_reads_on_where_it_stopped(
     assert pairs(lake) == [(1, 10), (1, 11), (2, 20), (4, 40)]
     assert second.metrics == {"rows": 1, "refused": 1}
     assert lake.metadata("numbers")["cursors"] == {"numbers": 6}
+    assert profile(lake, 0)["columns"]["value"]["max"] == 40
+    assert profile(lake, 1)["rows"] == 1  # of what the version added
     refused = lake.read("numbers__quarantine").sort("row")
     assert refused["row"].to_list() == [2, 5]  # as the source numbers them
     assert refused["run"].n_unique() == 2
@@ -108,6 +118,17 @@ def test_append_reads_on_where_it_stopped(
     assert run(third) == 1
     assert third.metrics == {"rows": 0, "refused": 0}
     assert lake.version("numbers") == 1
+
+
+def test_a_version_without_rows_has_a_profile_too(
+    grow: Callable[[str], None], lake: Lake, context_of: Contexts
+) -> None:
+    grow("1 -1")
+    contract = Contract(columns=COLUMNS, max_refused=1.0)
+    run(context_of(Ingest(dataset="numbers", source=Lines(path="lines.txt"), contract=contract)))
+    told = profile(lake, 0)
+    assert told["rows"] == 0
+    assert list(told["columns"]) == ["key", "value"]
 
 
 def test_append_refuses_a_key_that_an_earlier_version_has(
