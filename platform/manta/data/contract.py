@@ -6,7 +6,9 @@ looks after the source can find and correct them.
 
 from __future__ import annotations
 
+import base64
 import difflib
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -170,10 +172,23 @@ def _shown(name: str) -> pl.Expr:
     return pl.when(text.str.len_chars() > SHOWN_CHARACTERS).then(cut).otherwise(text).fill_null("")
 
 
+def _as_text(values: pl.Series) -> pl.Series:
+    if values.dtype.is_nested():
+        texts = [None if value is None else json.dumps(value, default=_json) for value in values.to_list()]
+        return pl.Series(values.name, texts, dtype=pl.String)
+    if values.dtype == pl.Binary():
+        return values.bin.encode("base64")
+    return values.cast(pl.String)
+
+
+def _json(value: object) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
 def _refused(
     values: pl.DataFrame, positions: pl.DataFrame, faults: list[_Fault], bad: pl.Series
 ) -> pl.DataFrame:
-    text = values.filter(bad).with_columns(pl.all().cast(pl.String))
+    text = pl.DataFrame([_as_text(column) for column in values.filter(bad)])
     broken = [pl.lit(fault.rows.filter(bad)) for fault in faults]
     reasons = [pl.when(rows).then(fault.reason) for rows, fault in zip(broken, faults, strict=True)]
     rules = [pl.when(rows).then(pl.lit(fault.rule)) for rows, fault in zip(broken, faults, strict=True)]

@@ -10,15 +10,14 @@ from pydantic import Field, model_validator
 from manta.definitions.base import Frozen, FunctionPath, Name, Ref
 from manta.definitions.jobs import Runnable
 from manta.definitions.sources import AnySource, Source
-
-ColumnType = Literal["string", "int64", "float64", "bool", "timestamp", "date"]
+from manta.definitions.types import FLOATS, WHOLE, ColumnType, parse
 
 
 class Column(Frozen):
     """What a column must hold.
 
     Attributes:
-        type: ``timestamp`` is kept as microseconds in UTC; a naive source value is read as UTC.
+        type: see :mod:`manta.definitions.types`; a ``timestamp`` without a zone is read as UTC.
         nullable: whether a value may be missing.
         min, max: inclusive bounds, for numbers.
         one_of: the only values allowed, for strings.
@@ -34,7 +33,7 @@ class Column(Frozen):
 
     @model_validator(mode="after")
     def _checks_fit_the_type(self) -> Column:
-        if (self.min is not None or self.max is not None) and self.type not in ("int64", "float64"):
+        if (self.min is not None or self.max is not None) and self.type not in (*WHOLE, *FLOATS):
             raise ValueError(f"min and max bound numbers, not {self.type}")
         if (self.one_of or self.pattern) and self.type != "string":
             raise ValueError(f"one_of and pattern hold for strings, not {self.type}")
@@ -62,6 +61,9 @@ class Contract(Frozen):
         unknown = [name for name in self.key if name not in self.columns]
         if unknown:
             raise ValueError(f"key names columns that the contract does not have: {', '.join(unknown)}")
+        nested = [name for name in self.key if parse(self.columns[name].type).is_nested]
+        if nested:
+            raise ValueError(f"a list or a struct cannot be a key: {', '.join(nested)}")
         return self
 
 
