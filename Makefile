@@ -38,9 +38,15 @@ bench: install
 soak-control: install # SOAK="--kills 10 --parts server --seed 1" for less
 	$(BIN)/python -m tests.soak.control $(SOAK)
 
+soak-data: install # SOAK="--kills 5 --lanes files --seed 1" for less
+	$(BIN)/python -m tests.soak.data $(SOAK)
+
+bench-data: install # MANTA_BENCH_MB=100 for less
+	$(BIN)/python -m tests.benchmarks data
+
 lock: install
 	$(BIN)/pip install --quiet pip-tools
-	$(BIN)/pip-compile --quiet --extra dev --extra examples --extra postgres --extra openlineage --extra notebook --allow-unsafe --strip-extras --no-annotate --no-header \
+	$(BIN)/pip-compile --quiet --all-extras --allow-unsafe --strip-extras --no-annotate --no-header \
 	  --no-emit-find-links --no-emit-index-url --no-emit-options -o requirements.lock pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock # the public version: a local build is no one else's
 

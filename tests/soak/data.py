@@ -1,0 +1,298 @@
+"""`python -m tests.soak.data`: kill what works on ingests, and compare the datasets with what was put in.
+
+Three lanes at once, each a source that grows (a folder of files, a PostgreSQL, a Kafka broker) and an ingest
+that reads on: real server, real Ray head, one ledger. While a run works, one of these is killed by SIGKILL:
+
+    task       a process of Ray that reads and stages
+    driver     the run's own process: at a random moment, or when it has staged files and not committed, or
+               when it has committed and not said so
+    server     manta's server, which is started again
+
+By chance two runs of an ingest are submitted at once. A reader loops over each dataset meanwhile: whatever
+version it sees must be all of the source as it was after some round, no row twice. In the end every dataset
+must hold exactly what was put in. Exit status 1 otherwise. The seed fixes what is put in and which kills are
+made; the machine's speed decides what they meet.
+
+The Kafka broker is the one of tests/brokers.py: what it cannot show is said there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from manta.data.lake import Lake
+from manta.errors import MantaError
+from manta.project import Project
+from manta.settings import Settings
+from tests.conftest import free_ports
+from tests.soak.lanes import Folder, Lane, Table, Topic, digest, expected
+from tests.soak.load import Http, prepare
+from tests.soak.parts import Postgres, RayHead, Server
+
+PROJECT = Path(__file__).parent / "ingests"
+LANES = ["files", "sql", "kafka"]
+VICTIMS = {"task": 3, "driver": 2, "staged": 2, "committed": 2, "server": 1}
+TWO_AT_ONCE = 0.2
+RUN_SECONDS = 300.0
+
+
+class Runner(threading.Thread):
+    """Grows one source, submits its ingest and kills what works on it, ``kills`` times."""
+
+    def __init__(self, stage: Stage, lane: Lane, kills: int) -> None:
+        super().__init__(name=lane.name, daemon=True)
+        self.lane = lane
+        self.met: Counter[str] = Counter()
+        self.runs = 0
+        self.attempts = 0
+        self.findings: list[str] = []
+        self._stage = stage
+        self._kills = kills
+        self._chance = random.Random(f"{stage.seed}-{lane.name}")
+        self._allowed: set[str] = set()
+        self._http = Http(stage.settings)
+        self._lake = Lake(stage.settings.datasets)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._seconds = 5.0  # how long a run takes
+        self.over = threading.Event()
+        self.read = 0
+
+    def run(self) -> None:
+        try:
+            self._round(0, kill=False)
+            self._reader.start()
+            number = 1
+            while self.met.total() < self._kills:
+                self._round(number, kill=True)
+                number += 1
+                if self.met.total() % 10 == 0:
+                    print(f"{self.name}: {self.met.total()}/{self._kills}", file=sys.stderr, flush=True)
+            self._round(number, kill=False)
+            found = digest(self._lake.read(self.name))
+            if found != expected(self.lane):
+                self.findings.append(f"the dataset holds {found}, the source {expected(self.lane)}")
+        except Exception as error:
+            self.findings.append(f"{type(error).__name__}: {error}")
+        finally:
+            self.over.set()
+
+    def _round(self, number: int, kill: bool) -> None:
+        self.lane.grow(number)
+        # Before anything can read it; the runs of earlier rounds have ended.
+        self._allowed.add(expected(self.lane))
+        began = time.monotonic()
+        version = self._lake.version(self.name)
+        both = kill and self._chance.random() < TWO_AT_ONCE
+        ids = [self._submit(f"{number}-{each}") for each in range(1 + both)]
+        victim = self._chance.choices(list(VICTIMS), list(VICTIMS.values()))[0]
+        if kill and (met := self._kill(victim, ids[0], version)):
+            self.met[met] += 1
+        for run in ids:
+            self._ended(run)
+        if not kill:
+            self._seconds = time.monotonic() - began
+
+    def _submit(self, key: str) -> int:
+        body = {
+            "project": self._stage.project.model_dump(mode="json"),
+            "job": self.name,
+            "key": f"{self.name}-{key}",
+        }
+        answer = self._http.ask("POST", f"/v1/projects/{self._stage.project.name}/runs", json=body)
+        self.runs += 1
+        return int(answer.json()["id"])
+
+    def _ended(self, run: int) -> None:
+        deadline = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < deadline:
+            told = self._http.ask("GET", f"/v1/runs/{run}").json()
+            if told["state"] in ("SUCCEEDED", "FAILED", "STOPPED"):
+                self.attempts += told["attempt"]
+                if told["state"] != "SUCCEEDED":
+                    self.findings.append(f"run {run} is {told['state']}: {told['message'][:500]}")
+                return
+            time.sleep(0.2)
+        raise RuntimeError(f"run {run} has not ended after {RUN_SECONDS:.0f} s")
+
+    # --- killing --------------------------------------------------------------------------------------
+
+    def _kill(self, victim: str, run: int, version: int | None) -> str | None:
+        """Kills, and says what; None when there was nothing left to kill."""
+        found = self._driver(run)
+        if found is None:
+            return None
+        if victim in ("staged", "committed"):
+            log = Path(self._lake.path(self.name), "_delta_log", f"{(version or 0) + 1:020d}.json")
+            parts = Path(self._lake.path(self.name), "parts")
+            happened = (
+                log.exists if victim == "committed" else lambda: any(parts.glob(f"*-{run}/*/*.parquet"))
+            )
+            while not happened() and found.is_running():
+                time.sleep(0.001)
+        else:
+            time.sleep(self._chance.uniform(0, self._seconds))
+        if victim == "server":
+            self._stage.restart_server()
+            return victim
+        if victim == "task":
+            tasks = _processes(lambda line: line[0].startswith("ray::") and "IDLE" not in line[0])
+            found = self._chance.choice(tasks) if tasks else None
+        return victim if found is not None and _kill(found) else None
+
+    def _driver(self, run: int) -> psutil.Process | None:
+        """The run's own process, once it is there; None when the run has ended meanwhile."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < deadline:
+            found = _processes(lambda line: line[1:3] == ["-m", "manta.worker"] and line[3] == str(run))
+            if found:
+                return found[0]
+            if self._http.ask("GET", f"/v1/runs/{run}").json()["ended_at"]:
+                return None
+        raise RuntimeError(f"run {run} has not begun after {RUN_SECONDS:.0f} s")
+
+    # --- reading --------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Whatever version is the newest, it is one that may be."""
+        seen: int | None = -1
+        while not self.over.is_set():
+            try:
+                version = self._lake.version(self.name)
+                if version == seen:
+                    time.sleep(0.01)
+                    continue
+                found, seen = digest(self._lake.read(self.name, version)), version
+            except MantaError as error:
+                self.findings.append(f"reader: {type(error).__name__}: {error}")
+                continue
+            self.read += 1
+            if found not in self._allowed:
+                self.findings.append(f"reader: version {version} holds {found}, which the source never was")
+
+
+def _processes(wanted: Any) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, IndexError):
+            if process.status() != psutil.STATUS_ZOMBIE and wanted(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def _kill(process: psutil.Process) -> bool:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
+class Stage:
+    """The platform and the sources: up when entered, gone when left."""
+
+    def __init__(self, seed: int, lanes: list[str]) -> None:
+        self.seed = seed
+        self.folder = Path(tempfile.mkdtemp(prefix="soak-data-", dir="/tmp"))
+        self._names = lanes
+        self._server_lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def up(self) -> Iterator[list[Lane]]:
+        root = self.folder / "project"
+        shutil.copytree(PROJECT, root, ignore=shutil.ignore_patterns("__pycache__"))
+        self.settings = Settings(
+            project="soak", root=root, home=root / ".manta", ports=free_ports(), cpus=6
+        )._resolved()
+        with contextlib.ExitStack() as stack:
+            lanes = [self._lane(name, stack) for name in self._names]
+            ray, self.server = RayHead(self.settings), Server(self.settings)
+            ray.start()
+            stack.callback(ray.stop)
+            self.server.start()
+            stack.callback(self.server.stop)
+            self.project: Project = prepare(self.settings)
+            yield lanes
+
+    def _lane(self, name: str, stack: contextlib.ExitStack) -> Lane:
+        chance = random.Random(f"{self.seed}-{name}-rows")
+        if name == "files":
+            return Folder(chance, self.settings.root / "incoming")
+        if name == "sql":
+            postgres = Postgres(self.folder / "pg")
+            stack.callback(postgres.stop)
+            os.environ["SOAK_SQL"] = postgres.url
+            table = Table(chance, postgres.url)
+            stack.callback(table.close)
+            return table
+        from tests.brokers import broker
+
+        os.environ["SOAK_KAFKA"] = servers = stack.enter_context(broker())
+        return Topic(chance, servers)
+
+    def restart_server(self) -> None:
+        with self._server_lock:
+            self.server.kill()
+            self.server.start()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak.data", description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--kills", type=int, default=100, help="for each source")
+    parser.add_argument("--lanes", nargs="+", choices=LANES, default=LANES)
+    parser.add_argument("--json", type=Path, help="also write the result there")
+    parser.add_argument("--keep", action="store_true", help="keep the folders, also when all is well")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    stage = Stage(arguments.seed, arguments.lanes)
+    with stage.up() as lanes:
+        runners = [Runner(stage, lane, arguments.kills) for lane in lanes]
+        for runner in runners:
+            runner.start()
+        for runner in runners:
+            runner.over.wait()
+    results = [
+        {
+            "source": runner.name,
+            "kills": dict(runner.met),
+            "runs": runner.runs,
+            "attempts": runner.attempts,
+            "rows": len(runner.lane.rows),
+            "versions_read": runner.read,
+            "findings": runner.findings,
+        }
+        for runner in runners
+    ]
+    for result in results:
+        print(result)
+    summary = json.dumps(
+        {"seed": arguments.seed, "seconds": round(time.monotonic() - began), "results": results}
+    )
+    print(summary)
+    if arguments.json:
+        arguments.json.write_text(summary)
+    bad = any(runner.findings for runner in runners)
+    if bad or arguments.keep:
+        print(f"all is left in {stage.folder}", file=sys.stderr)
+    else:
+        shutil.rmtree(stage.folder, ignore_errors=True)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
