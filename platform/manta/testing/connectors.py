@@ -8,15 +8,17 @@
     ``place`` is a fixture: an empty folder, unless the class has its own (a server's address …).
 
     Further hooks, each for what a connector can do: ``more`` (an incremental source), ``broken`` (one that
-    cannot be read, made without a server). What a source cannot hold is said in ``lacks``.
+    cannot be read, made without a server). What a source has no type for, it is given as :func:`texts`.
 
 Ray must be up, or able to start. The rows are the same for every connector, and so is their :data:`CHECKSUM`.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib
+import json
 import pickle
 import subprocess
 import sys
@@ -33,6 +35,7 @@ import pytest
 from manta.data import ingest
 from manta.data.contract import check
 from manta.data.lake import Lake, quarantine_of
+from manta.data.values import schema
 from manta.definitions import Column, Contract, Definition, Ingest, from_json
 from manta.definitions.sources import Ask, Rows, Source
 from manta.errors import SourceUnreadable
@@ -67,11 +70,16 @@ COLUMNS = {
     "name": Column(type="string", nullable=True),
     "at": Column(type="timestamp"),
     "day": Column(type="date", nullable=True),
+    "price": Column(type="decimal(20, 4)", nullable=True),
+    "local": Column(type="datetime", nullable=True),
+    "blob": Column(type="binary", nullable=True),
+    "tags": Column(type="list[string]", nullable=True),
+    "place": Column(type="struct{city: string, lat: float64}", nullable=True),
     "nothing": Column(type="string", nullable=True),
 }
 CONTRACT = Contract(columns=COLUMNS, key=("id",))
 # Of sha256 over the rows, in the order of their ids: see `checksum`.
-CHECKSUM = "8ec9ec88084fd42f"
+CHECKSUM = "76e3a5d494d8de97"
 
 _keys = count()
 
@@ -90,13 +98,29 @@ def rows(number: int = COUNT, start: int = 0) -> pl.DataFrame:
                 "name": None if n % 17 == 2 else WORDS[n % len(WORDS)],
                 "at": START + timedelta(microseconds=n * 86_399_999_999),
                 "day": None if n % 19 == 7 else date(1969, 12, 30) + timedelta(days=n * 20),
+                "price": None if n % 23 == 4 else Decimal((-1) ** n * (10**17 + n)).scaleb(-4),
+                "local": None if n % 7 == 6 else datetime(1999, 12, 31, 23, 59, 59, n),
+                "blob": None if n % 5 == 4 else bytes([n % 256, 0, 255]),
+                "tags": None if n % 29 == 8 else [WORDS[n % len(WORDS)], "", None][: n % 4],
+                "place": None if n % 31 == 9 else {"city": WORDS[n % 5], "lat": n / 3},
                 "nothing": None,
             }
         )
-    types = {"id": pl.Int64, "amount": pl.Int64, "ratio": pl.Float64, "flag": pl.Boolean, "name": pl.String}
-    return pl.DataFrame(
-        made, schema={**types, "at": pl.Datetime("us", "UTC"), "day": pl.Date, "nothing": pl.String}
-    )
+    return pl.DataFrame(made, schema=schema(CONTRACT))
+
+
+def texts(rows: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """The same with these columns as the texts that a contract reads: for a source that has no such type."""
+
+    def text(value: Any) -> str | None:
+        if value is None:
+            return None
+        if isinstance(value, bytes):
+            return base64.b64encode(value).decode()
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else str(value)
+
+    made = [pl.Series(name, [text(value) for value in rows[name].to_list()], pl.String) for name in columns]
+    return rows.with_columns(made)
 
 
 def checksum(frame: pl.DataFrame) -> str:
@@ -109,7 +133,7 @@ def checksum(frame: pl.DataFrame) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
+        return (value.astimezone(UTC) if value.tzinfo else value).isoformat()
     if isinstance(value, (date, Decimal)):
         return str(value)
     return value

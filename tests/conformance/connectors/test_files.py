@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from manta import Files
-from manta.testing.connectors import CHECKSUM, ConnectorConformance, checksum, rows
+from manta.testing.connectors import CHECKSUM, ConnectorConformance, checksum, rows, texts
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -25,13 +25,13 @@ class _Files(ConnectorConformance):
 
 class TestCsv(_Files):
     def put(self, rows: pl.DataFrame, place: Path) -> Files:
-        rows.write_csv(place / "rows.csv")
+        texts(rows, "blob", "tags", "place").write_csv(place / "rows.csv")
         return Files(path=str(place / "*.csv"))
 
 
 class TestJsonl(_Files):
     def put(self, rows: pl.DataFrame, place: Path) -> Files:
-        rows.write_ndjson(place / "rows.jsonl")
+        texts(rows, "blob").write_ndjson(place / "rows.jsonl")
         return Files(path=str(place / "rows.jsonl"), format="jsonl")
 
 

@@ -179,6 +179,16 @@ def test_jsonl_values_arrive_as_text(tmp_path: Path) -> None:
     ]
 
 
+def test_jsonl_keeps_what_is_escaped_in_nested_values(tmp_path: Path) -> None:
+    rows = [{"n": ["back\\slash", 'quo"ted', "new\nline"]}, {"n": "[not a list"}, {"n": {"k": "\u0000é"}}, {}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [row["n"] for row in values(read(tmp_path, JSON, ["n"]))]
+    assert json.loads(found[0]) == rows[0]["n"]
+    assert found[1] == "[not a list"
+    assert json.loads(found[2]) == rows[2]["n"]
+    assert found[3] is None
+
+
 def test_jsonl_lines_that_are_no_objects_are_broken(tmp_path: Path) -> None:
     lines = ['{"n": 1}', "{oops", "[1]", '{"n": 2}{"n": 3}', '{"n": 4}', '"\xff"', '{"n": 5}']
     (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode("latin-1"))

@@ -34,6 +34,7 @@ def _json_rows(text: bytes, wanted: Sequence[str]) -> Rows:
     lines = [line for line in text.split(b"\n") if line and not line.isspace()]
     schema = dict.fromkeys(wanted, pl.String)
     broken: list[Broken] = []
+    good = lines
     try:
         values = pl.read_ndjson(b"\n".join(lines), schema=schema) if lines else pl.DataFrame(schema=schema)
         if values.height != len(lines):
@@ -49,10 +50,25 @@ def _json_rows(text: bytes, wanted: Sequence[str]) -> Rows:
         values = pl.read_ndjson(b"\n".join(good), schema=schema) if good else pl.DataFrame(schema=schema)
         if values.height != len(good):
             raise
+    values = _with_nested(values, good)
     seen = {name for name in wanted if values[name].null_count() < values.height}
     if len(seen) < len(wanted):
         seen |= _json_names(lines, set(wanted) - seen)
     return Rows(len(lines), values, broken, sorted(seen))
+
+
+def _with_nested(values: pl.DataFrame, lines: list[bytes]) -> pl.DataFrame:
+    """Put lists and objects in as they are written: Polars gives their texts without the escapes in them."""
+    nested = [name for name in values.columns if values[name].str.contains(r"^[\[{]").any()]
+    if not nested:
+        return values
+    decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+    raw = [decoder.decode(line) for line in lines]
+    for name in nested:
+        texts = [bytes(row[name]).decode() if name in row else "" for row in raw]
+        written = pl.Series(name, [text if text[:1] in ("[", "{") else None for text in texts], pl.String)
+        values = values.with_columns(written.fill_null(values[name]))
+    return values
 
 
 def _json_problem(line: bytes) -> str | None:
