@@ -25,6 +25,7 @@ _PUBLIC = {
     "Job": "manta.definitions",
     "MantaError": "manta.errors",
     "Materialize": "manta.definitions",
+    "Query": "manta.connectors.query",
     "Retry": "manta.definitions",
     "RunContext": "manta.ledger.context",
     "Secret": "manta.secrets",

@@ -35,6 +35,7 @@ from typing import Any
 
 import psutil
 
+from manta.control import processes
 from manta.data.lake import Lake
 from manta.errors import MantaError
 from manta.project import Project
@@ -144,18 +145,22 @@ class Runner(threading.Thread):
             )
             while not happened() and found.is_running():
                 time.sleep(0.001)
+        elif victim == "task":
+            until = time.monotonic() + 2 * self._seconds
+            while self._task() is None and found.is_running() and time.monotonic() < until:
+                time.sleep(0.05)
+            time.sleep(self._chance.uniform(0, 0.3))
         else:
             time.sleep(self._chance.uniform(0, self._seconds))
         if victim == "server":
             self._stage.restart_server()
             return victim
         if victim == "task":
-            tasks = _processes(lambda line: line[0].startswith("ray::") and "IDLE" not in line[0])
-            found = self._chance.choice(tasks) if tasks else None
+            found = self._task()
         return victim if found is not None and _kill(found) else None
 
     def _driver(self, run: int) -> psutil.Process | None:
-        """The run's own process, once it is there; None when the run has ended meanwhile."""
+        """The run's own process, once it is there; None when the run has ended before."""
         deadline = time.monotonic() + RUN_SECONDS
         while time.monotonic() < deadline:
             found = _processes(lambda line: line[1:3] == ["-m", "manta.worker"] and line[3] == str(run))
@@ -164,6 +169,13 @@ class Runner(threading.Thread):
             if self._http.ask("GET", f"/v1/runs/{run}").json()["ended_at"]:
                 return None
         raise RuntimeError(f"run {run} has not begun after {RUN_SECONDS:.0f} s")
+
+    def _task(self) -> psutil.Process | None:
+        """A process of this Ray that reads and stages for some lane, now or soon."""
+        mark = f"{self._stage.settings.home}:ray"
+        working = _processes(lambda line: line[0].startswith("ray::MapBatches"))
+        ours = [process for process in working if processes.mark_of(process) == mark]
+        return self._chance.choice(ours) if ours else None
 
     # --- reading --------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ rows and the cursor from which the next run reads on. So whoever dies, and whene
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from manta.data.sketch import sketch
 from manta.data.values import arrow_schema, schema
 from manta.definitions import Ingest
 from manta.definitions.base import digest
-from manta.definitions.sources import Ask, Reading
-from manta.errors import Conflict
+from manta.definitions.sources import Ask, Reading, Table
+from manta.errors import Conflict, SourceUnreadable
 from manta.ledger.context import RunContext
 
 READ_TRIES = 10
@@ -86,14 +87,21 @@ def _ingest(context: RunContext, ingest: Ingest, lake: Lake) -> int:
     before = lake.head(ingest.dataset)
     if before.version is not None:
         evolution.require(ingest, lake.schema(ingest.dataset, before.version))
+    if context.run.replay_of is not None and ingest.source.incremental:
+        raise SourceUnreadable(
+            f"run {context.run.replay_of} read only what was new then, which a source does not keep apart",
+            hint=f"what it added is in its version of {ingest.dataset!r}",
+        )
     ask = Ask(
         root=context.settings.root,
         columns=tuple(ingest.contract.columns),
         cursor=before.metadata.get("cursors", {}).get(ingest.name),
         each=each,
+        tables={name: _table(context, lake, name) for name in ingest.source.datasets()},
     )
     with ingest.source.opened(ask) as reading:
-        context.read_source(ingest.name, reading.token)
+        if not ask.tables:
+            context.read_source(ingest.name, reading.token)
         if before.version is not None and not reading.pieces and ingest.source.incremental:
             return before.version
         with _staged(lake, ingest.dataset, context.run_key) as folder:
@@ -113,6 +121,12 @@ def _ingest(context: RunContext, ingest: Ingest, lake: Lake) -> int:
                 run_key=context.run_key,
                 schema=arrow_schema(ingest.contract),
             )
+
+
+def _table(context: RunContext, lake: Lake, name: str) -> Table:
+    version = context.read("dataset", name).version
+    files = tuple(f"{lake.path(name)}/{file}" for file in lake.files(name, version))
+    return Table(version, files, lake.schema(name, version), sum(os.path.getsize(file) for file in files))
 
 
 @contextmanager

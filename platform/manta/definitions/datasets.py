@@ -121,7 +121,8 @@ class Ingest(Runnable):
         return self
 
     def inputs(self) -> tuple[Ref, ...]:
-        return (Ref("source", self.name),)
+        read = self.source.datasets()
+        return tuple(Ref("dataset", name) for name in read) or (Ref("source", self.name),)
 
     def outputs(self) -> tuple[Ref, ...]:
         return (Ref("dataset", self.dataset),)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,7 @@ from manta.errors import ExtraMissing
 
 if TYPE_CHECKING:
     import polars
+    import pyarrow
 
 ENTRY_POINTS = "manta.connectors"
 CONNECTORS = "manta.connectors"
@@ -73,6 +74,15 @@ def _one_by_one(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterabl
     return ((index, function(item)) for index, item in enumerate(items))
 
 
+class Table(NamedTuple):
+    """A version of a dataset that a source reads: Parquet files, and the columns they have together."""
+
+    version: str
+    files: tuple[str, ...]
+    schema: pyarrow.Schema
+    size: int
+
+
 @dataclass(frozen=True)
 class Ask:
     """What an ingest wants of a source.
@@ -84,6 +94,7 @@ class Ask:
             source that reads all of it each time.
         each: does the same to many things, in parallel where there is a cluster (in a task: one by one), and
             gives ``(index, result)`` as they are ready.
+        tables: what the source's :meth:`Source.datasets` hold, in the versions that the run reads.
     """
 
     root: Path
@@ -92,6 +103,7 @@ class Ask:
     each: Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[tuple[int, Any]]] = field(
         default=_one_by_one, compare=False
     )
+    tables: Mapping[str, Table] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,6 +157,10 @@ class Source(Frozen):
     def overlaps(self) -> bool:
         """Whether an incremental reading may give rows again that an earlier one has given."""
         return False
+
+    def datasets(self) -> tuple[str, ...]:
+        """The datasets of the project that it reads; if it reads any, a run depends on them alone."""
+        return ()
 
     def observe(self, root: Path) -> str | None:
         """A token that changes when the source does, found in milliseconds and without asking another
