@@ -15,6 +15,7 @@ _PUBLIC = {
     "AtMost": "manta.definitions",
     "BeatsChampion": "manta.definitions",
     "Client": "manta.client",
+    "Check": "manta.definitions",
     "Column": "manta.definitions",
     "Contract": "manta.definitions",
     "Endpoint": "manta.definitions",

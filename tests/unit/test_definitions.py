@@ -91,7 +91,8 @@ def test_what_is_wrong_is_named(build: Any, words: str) -> None:
     ("build", "words"),
     [
         (lambda: Column(type="string", min=1), "bound numbers"),
-        (lambda: Column(type="int64", one_of=("a",)), "hold for strings"),
+        (lambda: Column(type="int64", one_of=("a",)), "'a' is no int64"),
+        (lambda: Column(type="float64", one_of=(1,)), "hold for strings and integers"),
         (lambda: Column(type="string", pattern="a(?=b)"), "looks around"),
         (lambda: Contract(columns={"a": Column(type="int64")}, key=("b",)), "key names columns"),
         (lambda: TimeSplit(test_from=datetime(2013, 1, 1), validation_from=datetime(2013, 2, 1)), "before"),

@@ -10,13 +10,17 @@ import base64
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
+from operator import or_
+from typing import Any, NamedTuple
 
 import polars as pl
 
+from manta.data.checks import answers
 from manta.data.values import as_type, schema
-from manta.definitions.datasets import Column, Contract
+from manta.definitions.contracts import Column, Contract
+from manta.definitions.types import FLOATS, WHOLE, ColumnType
 from manta.errors import ContractBroken, DefinitionInvalid
 
 # What the quarantine tells of a row. `file`, `row`: where it came from, 1 being the first row of data;
@@ -64,21 +68,50 @@ def check(values: pl.DataFrame, contract: Contract, positions: pl.DataFrame) -> 
     faults: list[_Fault] = []
     for name, column in contract.columns.items():
         raw = values[name]
+        if column.null_values and raw.dtype == pl.String():
+            raw = raw.set(raw.is_in(column.null_values).fill_null(False), None)
         found = as_type(raw, column.type)
         if found is None:
             raise ContractBroken(
                 f"column {name!r} of {where} holds {raw.dtype}, which cannot be the contract's {column.type}",
                 hint=f"correct the type of {name!r} in the contract",
             )
-        typed[name] = found.fill_nan(None) if found.dtype.is_float() else found
+        typed[name] = _without_nan(found)
         faults += [fault for fault in _faults(name, column, raw, found, typed[name]) if fault.rows.any()]
-    good = pl.DataFrame(typed, schema=schema(contract))
+    whole = pl.DataFrame(typed, schema=schema(contract))
+    if contract.checks:
+        faults += _broken_checks(whole, contract, faults)
     if not faults:
-        return Checked(good, pl.DataFrame(schema=REFUSED))
-    bad = faults[0].rows
-    for fault in faults[1:]:
-        bad = bad | fault.rows
-    return Checked(good.filter(~bad), _refused(values.select(list(contract.columns)), positions, faults, bad))
+        return Checked(whole, pl.DataFrame(schema=REFUSED))
+    bad = _any(faults)
+    return Checked(
+        whole.filter(~bad), _refused(values.select(list(contract.columns)), positions, faults, bad)
+    )
+
+
+def _any(faults: Sequence[_Fault]) -> pl.Series:
+    return reduce(or_, (fault.rows for fault in faults))
+
+
+def _without_nan(found: pl.Series) -> pl.Series:
+    return found.fill_nan(None) if found.dtype.is_float() and found.is_nan().any() else found
+
+
+def _broken_checks(whole: pl.DataFrame, contract: Contract, faults: list[_Fault]) -> list[_Fault]:
+    """What the checks of rows find in the rows that have no fault yet."""
+    asked = (~_any(faults)).arg_true() if faults else None
+    found = []
+    for check, broken, columns in answers(whole if asked is None else whole[asked], contract):
+        if not broken.any():
+            continue
+        if asked is not None:
+            among_all = pl.repeat(False, whole.height, dtype=pl.Boolean, eager=True)
+            broken = among_all.scatter(asked.filter(broken), True)
+        rule = f"{check.name}: not {check.sql}" if check.sql else check.name
+        told = [pl.format("{} = {}", pl.lit(name), _shown(name)) for name in columns]
+        values = [pl.lit(" ("), pl.concat_str(told, separator=", "), pl.lit(")")] if told else []
+        found.append(_Fault(rule, broken, pl.concat_str([pl.lit(rule), *values])))
+    return found
 
 
 def require_columns(contract: Contract, found: Iterable[str], where: str) -> None:
@@ -105,41 +138,34 @@ def require_columns(contract: Contract, found: Iterable[str], where: str) -> Non
 def _faults(
     name: str, column: Column, raw: pl.Series, parsed: pl.Series, typed: pl.Series
 ) -> Iterator[_Fault]:
-    shown = _shown(name)
-    yield _Fault(
-        f"{name} is not {column.type}",
-        raw.is_not_null() & parsed.is_null(),
-        pl.format("{}: '{}' is not {}", pl.lit(name), shown, pl.lit(column.type)),
-    )
-    if not column.nullable:
+    shown, label = _shown(name), pl.lit(name)
+
+    def fault(rule: str, rows: pl.Series, quoted: bool = False) -> _Fault:
+        text = "{}: '{}' {}" if quoted else "{}: {} {}"
+        return _Fault(f"{name} {rule}", rows.fill_null(False), pl.format(text, label, shown, pl.lit(rule)))
+
+    if parsed.null_count() > raw.null_count():
+        yield fault(f"is not {column.type}", raw.is_not_null() & parsed.is_null(), quoted=True)
+    if not column.nullable and typed.null_count():
         # What does not parse is not missing.
-        yield _Fault(
-            f"{name} is missing",
-            raw.is_null() | (parsed.is_not_null() & typed.is_null()),
-            pl.lit(f"{name}: is missing"),
-        )
+        missing = raw.is_null() | (parsed.is_not_null() & typed.is_null())
+        yield _Fault(f"{name} is missing", missing, pl.lit(f"{name}: is missing"))
     if column.min is not None:
-        bound = _text(column.min)
-        yield _Fault(
-            f"{name} is below {bound}",
-            (typed < _bound(typed, column.min, math.ceil)).fill_null(False),
-            pl.format("{}: {} is below {}", pl.lit(name), shown, pl.lit(bound)),
-        )
+        least = _bound(column.min, column.type, math.ceil)
+        yield fault(f"is below {_text(column.min)}", typed < least)
     if column.max is not None:
-        bound = _text(column.max)
-        yield _Fault(
-            f"{name} is above {bound}",
-            (typed > _bound(typed, column.max, math.floor)).fill_null(False),
-            pl.format("{}: {} is above {}", pl.lit(name), shown, pl.lit(bound)),
-        )
+        most = _bound(column.max, column.type, math.floor)
+        yield fault(f"is above {_text(column.max)}", typed > most)
     if column.one_of is not None:
-        choices = ", ".join(column.one_of[:SHOWN_CHOICES])
-        choices += ", …" if len(column.one_of) > SHOWN_CHOICES else ""
-        yield _Fault(
-            f"{name} is not one of {choices}",
-            (~typed.is_in(column.one_of)).fill_null(False),
-            pl.format("{}: '{}' is not one of {}", pl.lit(name), shown, pl.lit(choices)),
-        )
+        yield fault(f"is not one of {_choices(column.one_of)}", ~_among(typed, column.one_of), quoted=True)
+    if column.not_one_of is not None:
+        yield fault(f"is one of {_choices(column.not_one_of)}", _among(typed, column.not_one_of), quoted=True)
+    if column.min_length is not None or column.max_length is not None:
+        unit, length = _length(typed)
+        if column.min_length is not None:
+            yield fault(f"has fewer than {column.min_length} {unit}", length < column.min_length, quoted=True)
+        if column.max_length is not None:
+            yield fault(f"has more than {column.max_length} {unit}", length > column.max_length, quoted=True)
     if column.pattern is not None:
         try:
             matches = typed.str.contains(rf"\A(?:{column.pattern})\z")
@@ -148,22 +174,40 @@ def _faults(
                 f"the pattern of column {name!r} cannot be used: {error}",
                 hint="patterns are regular expressions without look-around and back-references",
             ) from error
-        yield _Fault(
-            f"{name} does not match {column.pattern}",
-            (~matches).fill_null(False),
-            pl.format("{}: '{}' does not match {}", pl.lit(name), shown, pl.lit(column.pattern)),
-        )
+        yield fault(f"does not match {column.pattern}", ~matches, quoted=True)
 
 
-def _bound(typed: pl.Series, bound: float, whole: Callable[[float], int]) -> float | int:
-    """For integers an integer bound that means the same: a float would lose the last digits of large ones."""
-    if typed.dtype.is_integer() and abs(bound) < 2**63:
-        return whole(bound)
-    return bound
+def _bound(bound: int | float | str, kind: ColumnType, whole: Callable[[float], int]) -> Any:
+    """As something that a column of this type is compared with exactly."""
+    if kind in WHOLE:
+        # An integer that means the same: a float would lose the last digits of large ones.
+        number = bound if isinstance(bound, int) else float(bound)
+        return whole(number) if abs(number) < 2**63 else float(number)
+    if kind in FLOATS:
+        return float(bound)
+    held = as_type(pl.Series([str(bound)]), kind)
+    return None if held is None else held.item()
 
 
-def _text(bound: float) -> str:
-    return str(int(bound)) if math.isfinite(bound) and bound == int(bound) else str(bound)
+def _text(bound: int | float | str) -> str:
+    whole = isinstance(bound, float) and math.isfinite(bound) and bound == int(bound)
+    return str(int(bound)) if whole else str(bound)
+
+
+def _among(typed: pl.Series, choices: Sequence[int | str]) -> pl.Series:
+    return typed.is_in(pl.Series(choices, dtype=typed.dtype))
+
+
+def _choices(choices: Sequence[int | str]) -> str:
+    return ", ".join(map(str, choices[:SHOWN_CHOICES])) + (", …" if len(choices) > SHOWN_CHOICES else "")
+
+
+def _length(typed: pl.Series) -> tuple[str, pl.Series]:
+    if typed.dtype == pl.String():
+        return "characters", typed.str.len_chars()
+    if typed.dtype == pl.Binary():
+        return "bytes", typed.bin.size()
+    return "elements", typed.list.len()
 
 
 def _shown(name: str) -> pl.Expr:
@@ -172,7 +216,7 @@ def _shown(name: str) -> pl.Expr:
     return pl.when(text.str.len_chars() > SHOWN_CHARACTERS).then(cut).otherwise(text).fill_null("")
 
 
-def _as_text(values: pl.Series) -> pl.Series:
+def as_text(values: pl.Series) -> pl.Series:
     if values.dtype.is_nested():
         texts = [None if value is None else json.dumps(value, default=_json) for value in values.to_list()]
         return pl.Series(values.name, texts, dtype=pl.String)
@@ -188,7 +232,7 @@ def _json(value: object) -> str:
 def _refused(
     values: pl.DataFrame, positions: pl.DataFrame, faults: list[_Fault], bad: pl.Series
 ) -> pl.DataFrame:
-    text = pl.DataFrame([_as_text(column) for column in values.filter(bad)])
+    text = pl.DataFrame([as_text(column) for column in values.filter(bad)])
     broken = [pl.lit(fault.rows.filter(bad)) for fault in faults]
     reasons = [pl.when(rows).then(fault.reason) for rows, fault in zip(broken, faults, strict=True)]
     rules = [pl.when(rows).then(pl.lit(fault.rule)) for rows, fault in zip(broken, faults, strict=True)]

@@ -10,11 +10,12 @@ import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
 
-from manta.data import evolution, keys, profile, upsert
+from manta.data import bounds, checks, evolution, keys, profile, upsert
 from manta.data.contract import REFUSED
 from manta.data.keys import Part
 from manta.data.lake import Change, Head, Lake, quarantine_of, write_part
@@ -56,11 +57,12 @@ def execute(context: RunContext) -> None:
 
     Raises:
         SourceUnreadable: the source is missing, damaged, cannot be reached, or changed while it was read.
-        ContractBroken: a column is missing, or too many rows are refused; SchemaChanged when the contract is
-            not that of the dataset's versions.
+        ContractBroken: a column is missing, too many rows are refused, or a bound of the whole is broken;
+            SchemaChanged when the contract is not that of the dataset's versions.
         Conflict: other runs were faster every time.
     """
     ingest: Ingest = context.definition
+    checks.require(ingest.contract)
     lake = Lake(context.settings.datasets)
     version = lake.committed(ingest.dataset, context.run_key)
     for _ in range(READ_TRIES):
@@ -109,6 +111,7 @@ def _ingest(context: RunContext, ingest: Ingest, lake: Lake) -> int:
             reading.verify()
             refused = _settle_keys(ingest, lake, before, landed, folder)
             tolerate(ingest, landed.height, refused)
+            bounds.require(ingest, lake, before, landed.parts, datetime.now(UTC))
             _quarantine(context, ingest, lake, refused, reading.token)
             parts = [part for part in landed.parts if part.rows]
             sketches = [sketch(pl.DataFrame(schema=schema(ingest.contract)))]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from manta.data.contract import REFUSED
+from manta.data.contract import REFUSED, as_text
 from manta.data.lake import write_part
 from manta.data.sketch import Sketch, sketch
 
@@ -164,6 +164,6 @@ def _take_out(
         row=pl.Series(part.source_rows()[index], dtype=pl.Int64),
         reason=pl.Series(reasons, dtype=pl.String),
         rules=pl.Series([[f"key ({', '.join(key)}) is repeated"]] * len(reasons), dtype=REFUSED["rules"]),
-        source=pl.struct(pl.all().cast(pl.String)).struct.json_encode(),
+        source=pl.DataFrame([as_text(column) for column in held[index]]).to_struct().struct.json_encode(),
     )
     return part.without(index, folder), pl.DataFrame(lost, schema=REFUSED)

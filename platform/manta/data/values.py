@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from manta.data import nested
-from manta.definitions.datasets import Contract
+from manta.definitions.contracts import Contract
 from manta.definitions.types import FLOATS, WHOLE, ColumnType, Kind, parse
 
 _PLAIN: dict[str, tuple[pl.DataType, pa.DataType]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from manta.definitions.base import Definition, FunctionPath, Name, Ref, digest, load_function
-from manta.definitions.datasets import Column, Contract, FeatureTable, Ingest
+from manta.definitions.datasets import Check, Column, Contract, FeatureTable, Ingest
 from manta.definitions.endpoints import Endpoint
 from manta.definitions.features import FeatureRepo, Materialize, ViewInfo
 from manta.definitions.jobs import Job, Policy, Retry, Runnable
@@ -36,6 +36,7 @@ __all__ = [
     "AtLeast",
     "AtMost",
     "BeatsChampion",
+    "Check",
     "Column",
     "Contract",
     "Definition",

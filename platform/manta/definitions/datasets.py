@@ -2,70 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from manta.definitions.base import Frozen, FunctionPath, Name, Ref
+from manta.definitions.base import FunctionPath, Name, Ref
+from manta.definitions.contracts import Check, Column, Contract
 from manta.definitions.jobs import Runnable
 from manta.definitions.sources import AnySource, Source
-from manta.definitions.types import FLOATS, WHOLE, ColumnType, parse
 
-
-class Column(Frozen):
-    """What a column must hold.
-
-    Attributes:
-        type: see :mod:`manta.definitions.types`; a ``timestamp`` without a zone is read as UTC.
-        nullable: whether a value may be missing.
-        min, max: inclusive bounds, for numbers.
-        one_of: the only values allowed, for strings.
-        pattern: a regular expression that the whole string must match.
-    """
-
-    type: ColumnType
-    nullable: bool = False
-    min: float | None = None
-    max: float | None = None
-    one_of: tuple[str, ...] | None = None
-    pattern: str | None = None
-
-    @model_validator(mode="after")
-    def _checks_fit_the_type(self) -> Column:
-        if (self.min is not None or self.max is not None) and self.type not in (*WHOLE, *FLOATS):
-            raise ValueError(f"min and max bound numbers, not {self.type}")
-        if (self.one_of or self.pattern) and self.type != "string":
-            raise ValueError(f"one_of and pattern hold for strings, not {self.type}")
-        if self.pattern and re.search(r"\(\?(?:[=!]|<[=!])", self.pattern):
-            raise ValueError("the pattern looks around, which the engine that checks it cannot do")
-        return self
-
-
-class Contract(Frozen):
-    """A dataset's schema and checks.
-
-    Attributes:
-        columns: by name, in the dataset's order. A source column that is not named here is dropped.
-        key: columns that together name a row; a later row with the same key is refused.
-        max_refused: the share of rows, 0 to 1, that may go to quarantine; above it the run fails and
-            nothing is committed.
-    """
-
-    columns: dict[str, Column]
-    key: tuple[str, ...] = ()
-    max_refused: float = Field(default=0.0, ge=0.0, le=1.0)
-
-    @model_validator(mode="after")
-    def _key_is_known(self) -> Contract:
-        unknown = [name for name in self.key if name not in self.columns]
-        if unknown:
-            raise ValueError(f"key names columns that the contract does not have: {', '.join(unknown)}")
-        nested = [name for name in self.key if parse(self.columns[name].type).is_nested]
-        if nested:
-            raise ValueError(f"a list or a struct cannot be a key: {', '.join(nested)}")
-        return self
-
+__all__ = ["Check", "Column", "Contract", "FeatureTable", "Ingest"]
 
 Mode = Literal["replace", "append", "upsert"]
 
@@ -126,6 +72,9 @@ class Ingest(Runnable):
 
     def outputs(self) -> tuple[Ref, ...]:
         return (Ref("dataset", self.dataset),)
+
+    def code(self) -> tuple[str, ...]:
+        return self.contract.code()
 
 
 class FeatureTable(Runnable):

@@ -8,11 +8,11 @@ import ast
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from manta.definitions import Definition, digest
+from manta.definitions import Definition, Ingest, digest
 from manta.definitions.base import import_failure
 from manta.definitions.code import code_of, file_of
 from manta.errors import DefinitionInvalid, MantaError
@@ -42,6 +42,7 @@ def describe(root: Path, settings: Settings) -> dict[str, Any]:
                     f"{where} and {held[1]} are both named {value.name!r}", hint="give one another name="
                 )
     definitions = [definition for definition, _ in found.values()]
+    _require_checks(definitions)
     if (root / "features" / "feature_store.yaml").exists():
         from manta.features.repo import describe as describe_features
 
@@ -59,6 +60,17 @@ def describe(root: Path, settings: Settings) -> dict[str, Any]:
             for definition in definitions
         ]
     }
+
+
+def _require_checks(definitions: Iterable[Definition]) -> None:
+    """Raises:
+    DefinitionInvalid: a check of a contract cannot be made.
+    """
+    for definition in definitions:
+        if isinstance(definition, Ingest) and definition.contract.checks:
+            from manta.data.checks import require
+
+            require(definition.contract)
 
 
 def _modules(root: Path) -> Iterator[str]:

@@ -14,9 +14,9 @@ import pytest
 
 from manta.data import ingest
 from manta.data.lake import Lake
-from manta.definitions import Column, Contract, Definition, Ingest, from_json
+from manta.definitions import Check, Column, Contract, Definition, Ingest, from_json
 from manta.definitions.sources import Ask, Reading, Rows, Source
-from manta.errors import DefinitionInvalid, SchemaChanged
+from manta.errors import ContractBroken, DefinitionInvalid, SchemaChanged
 from manta.ledger.context import RunContext
 from manta.settings import Settings
 
@@ -251,3 +251,24 @@ def test_the_mode_chosen_is_in_the_json_form() -> None:
     assert job.to_json()["source"] == {"kind": "files", "path": "x", "again": 0}
     with pytest.raises(DefinitionInvalid, match=r"Files: again: Extra inputs"):
         from_json(job.to_json())
+
+
+def test_a_row_too_few_or_one_check_broken_commits_nothing(
+    grow: Callable[[str], None], lake: Lake, context_of: Contexts
+) -> None:
+    contract = Contract(columns=COLUMNS, min_rows=2, checks=(Check("grows", "value > key"),), max_refused=0.5)
+    job = Ingest(dataset="numbers", source=Lines(path="lines.txt"), contract=contract)
+    grow("1 10, 2 1")
+    with pytest.raises(ContractBroken, match="1 good rows are fewer than min_rows=2; nothing was committed"):
+        run(context_of(job))
+    assert lake.version("numbers") is None
+    assert lake.version("numbers__quarantine") is None
+    grow("3 30")
+    run(context_of(job))
+    assert pairs(lake) == [(1, 10), (3, 30)]
+    assert lake.read("numbers__quarantine")["reason"].to_list() == [
+        "grows: not value > key (value = 1, key = 2)"
+    ]
+    wrong = job.replace(contract=contract.replace(checks=(Check("it", "nothing > 1"),)))
+    with pytest.raises(DefinitionInvalid, match=r"check 'it'.*nothing"):
+        run(context_of(wrong))

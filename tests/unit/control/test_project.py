@@ -102,6 +102,15 @@ def test_a_changed_source_has_another_token(settings: Settings, root: Path) -> N
             },
             ["'x'", "dataset:rax"],
         ),
+        (
+            {
+                "jobs/bad.py": "from manta import Check, Column, Contract, Files, Ingest\n"
+                "columns = {'a': Column(type='int64')}\n"
+                "x = Ingest(dataset='x', source=Files(path='data/one.csv', format='csv'),\n"
+                "    contract=Contract(columns=columns, checks=(Check('more', 'b > 1'),)))\n"
+            },
+            ["check 'more' (b > 1) cannot be made", "b"],
+        ),
     ],
 )
 def test_a_project_that_does_not_load_says_where(
