@@ -84,6 +84,15 @@ def postgres() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[str]:
+    """The address of a Kafka broker of this session's own; tests/brokers.py says what it cannot show."""
+    from tests.brokers import broker
+
+    with broker() as address:
+        yield address
+
+
 @pytest.fixture
 def postgres_url(postgres: str) -> str:
     """The URL of a new, empty database."""

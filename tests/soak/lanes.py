@@ -102,18 +102,17 @@ class Table(_Account):
 
 
 class Topic(_Account):
-    """A topic of three partitions; each round adds messages."""
+    """A topic of which three partitions are written to; each round adds messages."""
 
     name = "kafka"
 
     def __init__(self, chance: random.Random, servers: str) -> None:
         super().__init__(chance)
         from confluent_kafka import Producer
-        from confluent_kafka.admin import AdminClient, NewTopic
 
-        admin = AdminClient({"bootstrap.servers": servers})
-        for made in admin.create_topics([NewTopic("rows", 3, 1)]).values():
-            made.result(30)
+        from tests.brokers import make
+
+        make(servers, "rows")
         self._producer: Any = Producer({"bootstrap.servers": servers, "enable.idempotence": True})
 
     def grow(self, number: int) -> None:

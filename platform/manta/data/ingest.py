@@ -138,7 +138,9 @@ def _staged(lake: Lake, dataset: str, run_key: str) -> Any:
     try:
         yield folder
     except BaseException:
-        lake.discard(folder)
+        # What ends a run may come when the commit is made: then the files are the dataset's.
+        if lake.committed(dataset, run_key) is None:
+            lake.discard(folder)
         raise
 
 

@@ -36,12 +36,14 @@ class Landed:
         refused: the others, as REFUSED.
         columns: those that the source has.
         height: how many rows there were.
+        numbered: whether the source numbers them itself, so that their numbers are final.
     """
 
     parts: list[Part] = field(default_factory=list)
     refused: list[pl.DataFrame] = field(default_factory=list)
     columns: set[str] = field(default_factory=set)
     height: int = 0
+    numbered: bool = False
 
     def quarantined(self) -> pl.DataFrame:
         return pl.concat([pl.DataFrame(schema=REFUSED), *self.refused])
@@ -62,7 +64,8 @@ def land(context: RunContext, ingest: Ingest, reading: Reading, ask: Ask, folder
     whole = Landed()
     before: Counter[str] = Counter()  # rows of the file in its earlier pieces
     for index, piece in enumerate(pieces):
-        landed, shift = by_piece[index], before[piece.file]
+        landed = by_piece[index]
+        shift = 0 if landed.numbered else before[piece.file]
         whole.parts += [part.shifted(shift) for part in landed.parts]
         whole.refused += [rows.with_columns(pl.col("row") + shift) for rows in landed.refused]
         whole.columns |= landed.columns
@@ -120,6 +123,7 @@ def _land_piece(ingest: Ingest, ask: Ask, folder: str, numbered: tuple[int, Any]
             landed.refused.append(refused)
         landed.columns.update(rows.columns)
         landed.height += rows.height
+        landed.numbered = rows.numbers is not None
     return landed
 
 

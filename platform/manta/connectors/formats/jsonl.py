@@ -27,11 +27,13 @@ def read(_source: Files, piece: FilePiece, ask: Ask) -> Iterator[Rows]:
             if len(text) < left:
                 text += stream.readline()
             left -= len(text)
-            yield _json_rows(text, ask.columns)
+            lines = [line for line in text.split(b"\n") if line and not line.isspace()]
+            yield json_rows(lines, ask.columns)
 
 
-def _json_rows(text: bytes, wanted: Sequence[str]) -> Rows:
-    lines = [line for line in text.split(b"\n") if line and not line.isspace()]
+def json_rows(lines: list[bytes], wanted: Sequence[str], what: str = "line") -> Rows:
+    """The rows of texts that hold an object each, none empty and none with a line's end in it; ``what`` is
+    how a broken one is called."""
     schema = dict.fromkeys(wanted, pl.String)
     broken: list[Broken] = []
     good = lines
@@ -42,7 +44,7 @@ def _json_rows(text: bytes, wanted: Sequence[str]) -> Rows:
     except pl.exceptions.PolarsError:
         good = []
         for number, line in enumerate(lines):
-            problem = _json_problem(line)
+            problem = json_problem(line, what)
             if problem is None:
                 good.append(line)
             else:
@@ -71,12 +73,13 @@ def _with_nested(values: pl.DataFrame, lines: list[bytes]) -> pl.DataFrame:
     return values
 
 
-def _json_problem(line: bytes) -> str | None:
+def json_problem(line: bytes, what: str) -> str | None:
+    """Why the text is not that of one object."""
     try:
         value = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeError) as error:
-        return f"the line is not JSON: {error}"
-    return None if isinstance(value, dict) else "the line is not a JSON object"
+        return f"the {what} is not JSON: {error}"
+    return None if isinstance(value, dict) else f"the {what} is not a JSON object"
 
 
 def _json_names(lines: list[bytes], wanted: set[str]) -> set[str]:
