@@ -27,6 +27,8 @@ from manta.settings import Settings
 if TYPE_CHECKING:
     import polars
 
+    from manta.client.data import Datasets
+
 POLL_SECONDS = 0.4
 PAGE_ROWS = 200
 WAITING_PATIENCE = (
@@ -323,6 +325,14 @@ class Client:
         from manta.client.training_set import training_set
 
         return training_set(self, training, run)
+
+    @property
+    def data(self) -> Datasets:
+        """The project's datasets: ``client.data.read("flights", as_of="2026-11-17").polars()``,
+        ``client.data.sql("select …")``; see :class:`manta.data.reading.Datasets`."""
+        from manta.client.data import datasets
+
+        return datasets(self.settings, self)
 
     def lineage(self, of: str, direction: Direction = "both") -> Lineage:
         """What ``run:17``, ``model:delay@3``, ``dataset:flights@2``, ``endpoint:delay`` … was made from

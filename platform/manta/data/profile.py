@@ -35,7 +35,8 @@ def finish(whole: Sketch) -> dict[str, Any]:
     - ``exact``: whether what follows was counted, or estimated from the sample and scaled to all rows;
     - ``top``: up to ten frequent values, the first the most: [{value, count}];
     - of numbers and times ``quantiles``, {probability: value}, and ``histogram``: {edges, counts, below,
-      above}, where values that lie far from all others are counted in the last two; None for numbers that
+      above}, where values that lie far from all others are counted in the last two, and bins of whole
+      numbers end halfway between them; None for numbers that
       are further apart than floats reach.
 
     Nested and binary columns end with ``distinct``. Times and decimals are texts. Nothing is NaN or infinite.
@@ -136,12 +137,12 @@ def _histogram(held: _Values, kind: pl.DataType, column: Column) -> dict[str, An
         return None  # the whole range of floats, nearly
     if last > first:
         low, high = max(low, first - FAR * (last - first)), min(high, last + FAR * (last - first))
-    whole_numbers = kind.is_integer() and high - low < BINS
-    if whole_numbers or high == low:  # a bin for each
-        last_edge = math.floor(high) + 2
-        edges = np.arange(math.ceil(low), last_edge) - 0.5 if whole_numbers else np.array([low, low])
+    if kind.is_integer():  # as many whole numbers in each bin, or else some look frequent that are not
+        low, high = math.ceil(low), math.floor(high)
+        width = math.ceil((high - low + 1) / BINS)
+        edges = (low - 0.5) + float(width) * np.arange(math.ceil((high - low + 1) / width) + 1)
     else:
-        edges = np.linspace(low, high, BINS + 1)
+        edges = np.linspace(low, high, BINS + 1) if low < high else np.array([low, low])
     counts, _ = np.histogram(numbers, edges, weights=held.counts)
     outside = (held.counts[numbers < edges[0]].sum(), held.counts[numbers > edges[-1]].sum())
     shown = edges.tolist()

@@ -74,7 +74,7 @@ class Ingest(Runnable):
         return (Ref("dataset", self.dataset),)
 
     def code(self) -> tuple[str, ...]:
-        return self.contract.code()
+        return (*self.source.code(), *self.contract.code())
 
 
 class FeatureTable(Runnable):

@@ -69,8 +69,9 @@ class Runnable(Definition, Policy):
 class Job(Runnable):
     """Runs a function of the project: ``fn(context: manta.RunContext)``.
 
-    The context has ``params``, ``read`` and ``produced`` for versions, ``progress`` and ``measured``; what
-    the function prints is the run's log. It may call ``ray.init()`` and use the whole cluster.
+    The context has ``params``, ``dataset`` for the rows of a dataset, ``read`` and ``produced`` for versions,
+    ``progress`` and ``measured``; what the function prints is the run's log. It may call ``ray.init()`` and
+    use the whole cluster.
 
     Attributes:
         params: what ``context.params`` holds; ``manta run NAME --param k=v`` overrides.

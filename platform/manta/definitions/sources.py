@@ -162,6 +162,10 @@ class Source(Frozen):
         """The datasets of the project that it reads; if it reads any, a run depends on them alone."""
         return ()
 
+    def code(self) -> tuple[str, ...]:
+        """The :data:`~manta.definitions.base.FunctionPath` of the project's functions that it calls."""
+        return ()
+
     def observe(self, root: Path) -> str | None:
         """A token that changes when the source does, found in milliseconds and without asking another
         machine; None when there is none such, so that only a person or a trigger knows when to read again.

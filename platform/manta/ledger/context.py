@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from manta.definitions import Definition, Ref
-from manta.errors import NotFound, SourceUnreadable
+from manta.errors import NotFound, SourceUnreadable, Unavailable
 from manta.ledger.runs import Progress, Run, Version
 from manta.ledger.store import Ledger
 from manta.settings import Settings
@@ -20,6 +21,7 @@ class RunContext:
         root: the project folder as packaged with the run; the working directory, and on ``sys.path``.
         definition: what is to be done, as it was when the run was submitted.
         params: what the submitter overrode.
+        opens: gives the rows of a dataset's version; set by the data wing, which this floor does not know.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class RunContext:
         self.params: dict[str, Any] = run.params
         self.outputs: list[Version] = []
         self.metrics: dict[str, Any] = {}
+        self.opens: Callable[[str, str], Any] | None = None
         self._told = 0.0
 
     @property
@@ -74,6 +77,20 @@ class RunContext:
                 )
         self.ledger.versions.read_by(self.run.id, version)
         return version
+
+    def dataset(self, name: str) -> Any:
+        """The rows of a dataset, in a :class:`Job`: ``context.dataset("flights").polars()``, or ``.arrow()``,
+        ``.pandas()``, ``.ray()``, ``.lazy()``, ``.duckdb()``. Of the version that :meth:`read` gives, and
+        records as read by this run.
+
+        Raises:
+            NotFound: as :meth:`read`.
+        """
+        if self.opens is None:
+            raise Unavailable(
+                "datasets are opened where a job is executed", hint="call it in the job's function"
+            )
+        return self.opens(name, self.read("dataset", name).version)
 
     def _read_by(self, run_id: int, ref: Ref) -> Version | None:
         return next((each for each in self.ledger.versions.inputs(run_id) if each.ref == ref), None)

@@ -1,0 +1,124 @@
+"""Puts the rows of a dataset into fewer files.
+
+Delta Lake's own `optimize.compact` reads files side by side and mixes their rows, whatever it says of their
+order; here each run of small files becomes one whose name sorts where theirs did, which is the order in which
+the lake reads.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import pyarrow as pa
+from deltalake import DeltaTable
+from pydantic import BaseModel, ConfigDict
+
+from manta.data.lake import Change, Head, Lake
+
+TARGET_BYTES = 128 * 2**20
+
+
+class Compacted(BaseModel):
+    """What a compaction did; ``version`` is the one before where there was nothing to do.
+
+    Attributes:
+        before, after: how many files the dataset had and has.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: int
+    before: int
+    after: int
+
+
+class _Merged(NamedTuple):
+    """Neighbouring files of a version, and the staged one that holds their rows in their order."""
+
+    files: tuple[str, ...]
+    made: str
+
+
+class _Nothing(Exception):
+    """There is nothing to do."""
+
+
+def compact(lake: Lake, name: str, target_bytes: int = TARGET_BYTES) -> Compacted:
+    """See :meth:`manta.data.reading.Datasets.compact`. What others commit meanwhile stays: only files that
+    are still there are merged.
+
+    Raises:
+        Conflict: others were writing all the time.
+    """
+    before = lake.version(name)
+    assert before is not None
+    held = lake.files(name, before)
+    key = f"compact-{secrets.token_hex(8)}"
+    merged: list[_Merged] = []
+    schema = lake.schema(name, before)
+
+    def change(head: Head) -> Change:
+        there = set(lake.files(name, head.version))
+        valid = [each for each in merged if there.issuperset(each.files)]
+        if not valid or lake.schema(name, head.version) != schema:
+            raise _Nothing
+        removed = [file for each in valid for file in each.files]
+        return Change([each.made for each in valid], removed, {**head.metadata, "mode": "compact"})
+
+    try:
+        for files in _neighbours(lake, name, before, target_bytes):
+            merged.append(_Merged(files, _merge(lake, name, files, schema, key)))
+        version = lake.change(name, change, run_key=key, schema=schema)
+    except _Nothing:
+        version = before
+    except BaseException:
+        _discard(merged)
+        raise
+    after = lake.files(name, version)
+    _discard([each for each in merged if _inside(lake, name, each.made) not in after])
+    return Compacted(name=name, version=version, before=len(held), after=len(after))
+
+
+def _neighbours(lake: Lake, name: str, version: int, target: int) -> Iterator[tuple[str, ...]]:
+    """Runs of two or more small files that follow one another and are together no larger than ``target``. A
+    file of half of it is not small: or else every compaction would write the large ones anew."""
+    actions = pa.table(DeltaTable(lake.path(name), version=version).get_add_actions())
+    sizes = dict(zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True))
+    run: list[str] = []
+    for file in lake.files(name, version):
+        large = sizes[file] >= target / 2
+        if large or sum(sizes[each] for each in run) + sizes[file] > target:
+            yield from [tuple(run)] if len(run) > 1 else []
+            run = []
+        run += [] if large else [file]
+    yield from [tuple(run)] if len(run) > 1 else []
+
+
+def _merge(lake: Lake, name: str, files: Sequence[str], schema: pa.Schema, key: str) -> str:
+    folder = Path(lake.path(name))
+    first = folder / files[0]
+    # After the first of them and before what follows the last; a name that nobody else makes.
+    made = first.with_name(f"{first.stem.partition('.compact-')[0]}.{key}.parquet")
+    rows = pl.scan_parquet(
+        [folder / file for file in files],
+        glob=False,
+        hive_partitioning=False,
+        schema=pl.DataFrame(schema.empty_table()).schema,
+        missing_columns="insert",
+    )
+    rows.sink_parquet(made, compression="zstd", compression_level=1, maintain_order=True)
+    return str(made)
+
+
+def _discard(merged: Sequence[_Merged]) -> None:
+    for each in merged:
+        Path(each.made).unlink(missing_ok=True)
+
+
+def _inside(lake: Lake, name: str, path: str) -> str:
+    return Path(path).relative_to(lake.path(name)).as_posix()
