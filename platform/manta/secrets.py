@@ -13,10 +13,7 @@ import binascii
 import json
 import os
 import re
-import ssl
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +158,10 @@ def _from_kubernetes(where: str) -> str:
             f"the secret k8s:{where} cannot be read: {mounted} does not exist, and this is not a pod",
             hint=f"mount the secret at {mounted.parent}, or use env: or file:",
         )
+    # Loaded when used: every worker would wait for them.
+    import ssl
+    import urllib.request
+
     if ":" in host:
         host = f"[{host}]"
     request = urllib.request.Request(
@@ -178,7 +179,7 @@ def _from_kubernetes(where: str) -> str:
         return base64.b64decode(data[key]).decode()
     except KeyError:
         raise SecretUnreadable(f"the secret k8s:{where}: {name} has no key {key}") from None
-    except (OSError, ValueError, urllib.error.URLError) as error:
+    except (OSError, ValueError) as error:
         status = getattr(error, "code", None)
         raise SecretUnreadable(
             f"the secret k8s:{where} cannot be read: "

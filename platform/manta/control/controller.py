@@ -20,6 +20,7 @@ from manta.control.endpoints import Deployer
 from manta.control.engine import Engine, EngineJob, JobState
 from manta.control.leader import LEASE_SECONDS, Leader
 from manta.control.logs import LogKeeper, log_file, run_logs
+from manta.control.nudge import Nudge
 from manta.control.verdicts import Sight
 from manta.definitions import Policy
 from manta.errors import Conflict, Unavailable
@@ -67,7 +68,7 @@ class Controller:
         self._deployer = Deployer(settings, ledger, engine)
         self.leader = Leader(ledger, lease_seconds)
         self.logs = LogKeeper(settings, ledger, engine)
-        self._wake = threading.Event()
+        self._nudge = Nudge(settings.home / "controller.wake")
         self._stop = threading.Event()
         self._leads = threading.Event()
         self._asked_to_stop: dict[str, float] = {}
@@ -85,12 +86,12 @@ class Controller:
         return self.leader.leading
 
     def wake(self) -> None:
-        """Something has changed: look at once."""
-        self._wake.set()
+        """Something has changed: the controller that leads looks at once, be it this one or another's."""
+        self._nudge.here() if self.leading else self._nudge.everywhere()
 
     def stop(self) -> None:
         self._stop.set()
-        self._wake.set()
+        self._nudge.here()
 
     def run_forever(self) -> None:
         """Returns after :meth:`stop`. An engine or ledger that does not answer is waited for."""
@@ -102,8 +103,7 @@ class Controller:
             thread.start()
         while not self._stop.is_set():
             busy = self._round()
-            self._wake.wait(BUSY_SECONDS if busy else IDLE_SECONDS)
-            self._wake.clear()
+            self._nudge.wait(BUSY_SECONDS if busy else IDLE_SECONDS)
         for thread in beside:
             thread.join(timeout=5)
         self.leader.resign()

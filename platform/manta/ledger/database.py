@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, NoSuchModuleError, OperationalError
 
 from manta.errors import ExtraMissing, SettingsInvalid, Unavailable
 from manta.secrets import redactor, resolve_url, without_passwords
 
 READS = "manta_reads"  # the execution option of a transaction that will not write
+# A connection that was used a moment ago is taken to live: asking it each time would double what a read
+# takes. One that lay idle longer is asked before it is used, and replaced when its server has gone.
+IDLE_SECONDS = 1.0
 
 
 def now() -> datetime:
@@ -36,6 +42,8 @@ class Database:
         self.url = without_passwords(url)
         self.engine = _open(url)
         self._reader = self.engine.execution_options(**{READS: True})
+        writes = {} if self.is_sqlite else {"isolation_level": "READ COMMITTED"}
+        self._writer = self.engine.execution_options(**writes)
 
     @property
     def is_sqlite(self) -> bool:
@@ -48,12 +56,17 @@ class Database:
         Raises:
             Unavailable: the database does not answer.
         """
-        with _mapped(self), self.engine.begin() as db:
+        with _mapped(self), self._writer.begin() as db:
             yield db
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One transaction that does not write, and on SQLite waits for no writer."""
+        """What does not write, and on SQLite waits for no writer. There all of it sees one state of the
+        ledger; in PostgreSQL each statement sees the newest.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
         with _mapped(self), self._reader.begin() as db:
             yield db
 
@@ -101,8 +114,13 @@ def _open(url: str) -> Engine:
             )
         if made.get_backend_name() == "postgresql":
             made = made.set(drivername="postgresql+psycopg")
-            return create_engine(made, pool_pre_ping=True, pool_size=10, max_overflow=20)
-        engine = create_engine(made)
+            # Each statement sees what was committed before it, in a transaction or not: a read needs none,
+            # and saves the two ways there and back that begin and end it. Whoever writes asks for one.
+            alone: Any = {"isolation_level": "AUTOCOMMIT", "json_deserializer": _json}
+            engine = create_engine(made, pool_size=10, max_overflow=20, **alone)
+            _ask_the_idle(engine)
+            return engine
+        engine = create_engine(made, json_deserializer=_json)
     except (ArgumentError, NoSuchModuleError) as error:
         raise SettingsInvalid(
             f"ledger_url: {without_passwords(redactor.text(str(error)))}",
@@ -115,6 +133,32 @@ def _open(url: str) -> Engine:
     event.listen(engine, "connect", _pragmas)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def _ask_the_idle(engine: Engine) -> None:
+    """Before a connection is used that has lain idle, see that its server is there."""
+
+    def used(_connection: Any, record: Any) -> None:
+        record.info["used"] = time.monotonic()
+
+    def about_to_be_used(connection: Any, record: Any, _fairy: Any) -> None:
+        now = time.monotonic()
+        if now - record.info.get("used", now) < IDLE_SECONDS:  # or just made
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise DisconnectionError(str(error)) from error  # the pool takes another
+
+    event.listen(engine, "checkin", used)
+    event.listen(engine, "checkout", about_to_be_used)
+
+
+def _json(text: str | bytes) -> Any:
+    try:
+        return from_json(text)  # several times as fast
+    except ValueError:
+        return json.loads(text)  # which takes halves of surrogate pairs too
 
 
 def _pragmas(connection: Any, _record: Any) -> None:

@@ -29,6 +29,10 @@ from manta.ledger.runs import ACTIVE, WORKING, Attempt, EndReason, Progress, Run
 from manta.ledger.told import Told
 from manta.secrets import redactor, without_passwords
 
+# What of a run is in its row; its versions are in a table of their own.
+RUN_FIELDS = [name for name in Run.model_fields if name not in ("inputs", "outputs")]
+RUN_COLUMNS = [t.runs.c[name] for name in RUN_FIELDS]
+
 
 class Event(NamedTuple):
     """Something that happened to a run."""
@@ -219,15 +223,15 @@ class Ledger:
             return [Event(row["at"], row["what"], row["detail"]) for row in db.execute(query).mappings()]
 
     def _runs(self, where: Any, limit: int) -> list[Run]:
-        query = select(t.runs).where(where).order_by(t.runs.c.id.desc()).limit(limit)
+        query = select(*RUN_COLUMNS).where(where).order_by(t.runs.c.id.desc()).limit(limit)
         with self._db.read() as db:
-            rows = db.execute(query).mappings().all()
-            found = versions.of_runs(db, [row["id"] for row in rows])
+            rows = db.execute(query).all()
+            found = versions.of_runs(db, [row.id for row in rows])
         return [
             Run(
-                **{name: row[name] for name in Run.model_fields if name not in ("inputs", "outputs")},
-                inputs=tuple(found.get((row["id"], "in"), ())),
-                outputs=tuple(found.get((row["id"], "out"), ())),
+                **dict(zip(RUN_FIELDS, row, strict=True)),
+                inputs=tuple(found.get((row.id, "in"), ())),
+                outputs=tuple(found.get((row.id, "out"), ())),
             )
             for row in rows
         ]

@@ -84,9 +84,12 @@ class Versions:
 def of_runs(db: Connection, ids: list[int]) -> dict[tuple[int, str], list[Version]]:
     """``(run, direction)`` → versions, of those runs."""
     found: dict[tuple[int, str], list[Version]] = {}
-    query = select(t.versions).where(t.versions.c.run_id.in_(ids)).order_by(t.versions.c.id)
-    for row in db.execute(query).mappings() if ids else ():
-        found.setdefault((row["run_id"], row["direction"]), []).append(_version(row))
+    c = t.versions.c
+    query = select(c.run_id, c.direction, c.kind, c.name, c.version, c.detail)
+    query = query.where(c.run_id.in_(ids)).order_by(c.id)
+    for run_id, direction, *of in db.execute(query).all() if ids else ():
+        version = dict(zip(("kind", "name", "version", "detail"), of, strict=True))
+        found.setdefault((run_id, direction), []).append(Version(**version))
     return found
 
 
