@@ -31,9 +31,18 @@ raw = Ingest(dataset="raw", source=Files(path="data/*.csv"), contract=numbers)
 """
 
 
+HELD = """
+import pathlib, sys, time
+while pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.05)
+sys.exit(9)
+"""
+
+
 @pytest.fixture
 def client(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    """A server on a real port; its runs end at once, for their command is not a worker."""
+    """A server on a real port; its runs fail, for their command is not a worker: at once, or when there is no
+    file `hold` any more."""
     root = settings.root
     for name, text in {"jobs/raw.py": JOBS, "data/one.csv": "a\n1\n"}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -42,19 +51,20 @@ def client(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clie
     (root / "cluster/local.yaml").write_text(
         f"project: test\nports: {{server: {settings.ports.server}, serve: {settings.ports.serve}}}\n"
     )
-    engine = InlineEngine(settings, root / ".manta/inline", [sys.executable, "-c", "raise SystemExit(9)"])
+    engine = InlineEngine(settings, root / ".manta/inline", [sys.executable, "-c", HELD, str(root / "hold")])
     server = uvicorn.Server(
         uvicorn.Config(create(Platform(settings, engine)), port=settings.ports.server, log_level="error")
     )
     thread = threading.Thread(target=server.run)
     thread.start()
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while not server.started:
         assert time.monotonic() < until
         time.sleep(0.01)
     monkeypatch.chdir(root)
     with manta.connect(settings.server_url) as client:
         yield client
+    (root / "hold").unlink(missing_ok=True)
     server.should_exit = True
     thread.join(timeout=20)
 
@@ -74,6 +84,7 @@ def test_plan_apply_and_wait_pass_over_http(client: Client) -> None:
 
 
 def test_a_run_at_work_is_followed_by_a_second_apply(client: Client) -> None:
+    Path("hold").touch()
     first, second = client.apply(), client.apply()
     assert first.runs == second.runs
     assert second.plan.steps[0].action is Action.FOLLOW

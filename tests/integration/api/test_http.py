@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -110,6 +111,10 @@ def test_what_has_not_changed_is_not_sent_again(served, owner: httpx.Client) -> 
 def test_health_readiness_and_metrics(served, owner: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     with served.http(None) as nobody:
         assert nobody.get("/healthz").json()["status"] == "ok"
+        until = time.monotonic() + 60
+        while nobody.get("/readyz").status_code == 503:  # the controller has just begun
+            assert time.monotonic() < until
+            time.sleep(0.1)
         assert nobody.get("/readyz").json() == {"ledger": "ok", "controller": "ok", "ray": "ok"}
         served.run_of("mine")
         owner.get("/v1/runs/1")

@@ -173,14 +173,24 @@ def test_a_part_that_ends_shows_the_end_of_its_log(its: Settings) -> None:
 
 
 def test_a_part_that_ends_while_up_looks_is_started_again(its: Settings) -> None:
-    # It lives for a moment and answers nothing; started anew it is well.
-    dying = web(its, sys.executable, "-c", "import time; time.sleep(0.5)")
+    # It answers nothing, and ends when it is first asked; started anew it is well.
+    asked = its.home / "asked"
+    until_asked = "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.02)"
+    dying = web(its, sys.executable, "-c", until_asked, str(asked))
+    well = web(its)
+
+    def answers() -> bool:
+        asked.touch()
+        return well.answers()
+
     local = Local(its, [dying])
+    asked.touch()
     with pytest.raises(Unavailable):
         local.up(lambda *_: None)
+    asked.unlink()
     local._start(dying)
     told: Told = []
-    Local(its, [web(its)]).up(lambda *t: told.append(t))
+    Local(its, [replace(well, answers=answers)]).up(lambda *t: told.append(t))
     assert "started again" in told[-1][2]
     assert len(leaders(its)) == 1
 

@@ -147,7 +147,7 @@ def test_a_job_on_ray_imports_manta_and_finds_the_platform(its: Settings, local:
     code = "from manta.settings import Settings as s; print(s.on_cluster().home, s.on_cluster().ports.mlflow)"
     assert ask(f"{its.ray_url}/api/v0/nodes")["data"]["result"]["result"][0]["resources_total"]["CPU"] == 3
     job = ask(f"{its.ray_url}/api/jobs/", {"entrypoint": f'{sys.executable} -c "{code}"'})["submission_id"]
-    until(lambda: ask(f"{its.ray_url}/api/jobs/{job}")["status"] in ("SUCCEEDED", "FAILED"), 60)
+    until(lambda: ask(f"{its.ray_url}/api/jobs/{job}")["status"] in ("SUCCEEDED", "FAILED"))
     assert f"{its.home} {its.ports.mlflow}" in ask(f"{its.ray_url}/api/jobs/{job}/logs")["logs"]
 
 
@@ -170,13 +170,11 @@ def test_what_was_killed_comes_back_and_the_rest_stays(its: Settings, local: Loc
 
 def test_down_leaves_nothing_not_even_a_job_that_does_not_listen(its: Settings, local: Local) -> None:
     job = ask(f"{its.ray_url}/api/jobs/", {"entrypoint": f'{sys.executable} -c "{DEAF}"'})["submission_id"]
-    until(lambda: "deaf" in ask(f"{its.ray_url}/api/jobs/{job}/logs")["logs"], 60)
+    until(lambda: "deaf" in ask(f"{its.ray_url}/api/jobs/{job}/logs")["logs"])
     everyone = family(its)
     assert any(DEAF in line_of(process) for process in everyone)
     told: list[tuple[str, str, str]] = []
-    began = time.monotonic()
     Local(its, [replace(spec, grace=4.0) for spec in all_parts(its)]).down(lambda *t: told.append(t))
-    assert time.monotonic() - began < 30
     assert [(name, state) for name, state, _ in told] == [
         ("server", "down"),
         ("mlflow", "down"),

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -21,7 +22,7 @@ from manta.control import controller, verdicts
 from manta.control.controller import log_file, package_file
 from manta.control.engine import JobState
 from manta.control.inline import InlineEngine
-from manta.control.leader import Leader
+from manta.control.leader import LEASE, Leader
 from manta.errors import Unavailable
 from manta.ledger import tables
 from manta.ledger.actor import OWNER
@@ -269,15 +270,18 @@ def test_of_two_controllers_one_acts_and_the_other_takes_over_when_it_is_gone(be
 
 def test_a_lease_that_is_not_renewed_runs_out(bench: Bench) -> None:
     ledger = bench.platform.ledger
-    one, other = Leader(ledger, seconds=0.5), Leader(ledger, seconds=0.5)
-    assert one.take()
+    holds, other = Leader(ledger, seconds=600), Leader(ledger, seconds=600)
+    assert holds.take()
     assert not other.take()
-    until = time.monotonic() + 30
+    holds.resign()
+    brief = Leader(ledger, seconds=0.2)
+    assert brief.take()
+    until = time.monotonic() + 60
     while not other.take():
         assert time.monotonic() < until
         time.sleep(0.05)
-    assert not one.leading
-    assert not one.take()
+    assert not brief.leading
+    assert not brief.take()
 
 
 def test_the_lease_of_a_process_that_is_no_more_is_not_waited_for(bench: Bench) -> None:
@@ -306,7 +310,11 @@ def test_a_run_past_its_deadline_fails_whatever_it_does(bench: Bench) -> None:
 
 def test_an_attempt_that_takes_too_long_is_tried_again_once_its_process_has_ended(bench: Bench) -> None:
     retry = {"backoff": 0.01, "timed_out": 1}
-    run_id = bench.submit("one", "wait once", timeout=3, retry=retry)
+    run_id = bench.submit("one", "wait once", timeout=600, retry=retry)
+    bench.turn_until(lambda: bench.executed())
+    long_ago = update(tables.runs).values(started_at=now() - timedelta(seconds=601))
+    with bench.platform.ledger._db.write() as db:
+        db.execute(long_ago)
     bench.turn_until(lambda: bench.run(run_id).state.ended)
     assert bench.run(run_id).state is State.SUCCEEDED
     ends = [attempt.end_reason for attempt in bench.platform.ledger.attempts(run_id)]
@@ -492,3 +500,28 @@ def test_two_controllers_that_keep_taking_over_from_each_other_double_nothing(be
     assert sorted(bench.executed()) == ids
     assert [bench.run(each).attempt for each in ids] == [1] * 6
     assert all("last words" in bench.log(each) for each in ids)
+
+
+def test_a_run_submitted_by_another_process_is_begun_without_waiting_for_the_next_look(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "IDLE_SECONDS", 10_000.0)
+    monkeypatch.setattr(controller, "BUSY_SECONDS", 10_000.0)
+    thread = threading.Thread(target=bench.platform.controller.run_forever, daemon=True)
+    thread.start()
+    other = Platform(bench.settings, InlineEngine(bench.settings, bench.settings.home / "inline"))
+    try:
+        until = time.monotonic() + 60
+        while other.ledger.leases.holder(LEASE) is None:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        run_id = bench.submit("one")
+        while not bench.executed():
+            assert time.monotonic() < until
+            other.controller.wake()
+            time.sleep(0.2)
+    finally:
+        bench.platform.controller.stop()
+        thread.join(timeout=30)
+        other.ledger.close()
+    assert bench.executed() == [run_id]
