@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
+from manta.connectors._function import failed
 from manta.definitions.base import FunctionPath, digest, load_function
 from manta.definitions.sources import Ask, Reading, Rows, Source
 from manta.errors import MantaError, SourceUnreadable, Unavailable
-
-FRAME = re.compile(r'^ *File "(.+?)", line (\d+)')
 
 
 class FromRay(Source):
@@ -50,9 +47,9 @@ class FromRay(Source):
         except MantaError:
             raise
         except RayError as error:
-            raise self._failed(str(error), ask.root) from error
+            raise failed(self.fn, str(error), ask.root) from error
         except Exception as error:
-            raise self._failed("".join(traceback.format_exception(error)), ask.root) from error
+            raise failed(self.fn, "".join(traceback.format_exception(error)), ask.root) from error
         yield Reading(blocks, digest([sum(block.rows for block in blocks), sorted(columns)]))
 
     def read(self, piece: Block, ask: Ask) -> Iterator[Rows]:
@@ -87,23 +84,6 @@ class FromRay(Source):
         found.context.print_on_execution_start = False
         return found
 
-    def _failed(self, told: str, root: Path) -> SourceUnreadable:
-        """With the last line of the project in a traceback, and the error that stands below it."""
-        lines = told.splitlines()
-        place, reason = "", next((line for line in reversed(lines) if re.match(r"\w[\w.]*: ", line)), told)
-        for index, line in enumerate(lines):
-            frame = FRAME.match(line)
-            own = _own(Path(frame[1]), root) if frame else None
-            if frame and own:
-                place = f" at {own}:{frame[2]}"
-                reason = next((below for below in lines[index + 1 :] if below[:1].strip()), reason)
-        failed = SourceUnreadable(
-            f"{self.fn} failed: {reason}{place}",
-            hint="correct the function; the traceback is in the run's log",
-        )
-        failed.add_note(told)
-        return failed
-
 
 class Block:
     """Rows ``start`` to ``start + rows`` of a block in Ray's memory, which its owner, the run's process,
@@ -131,13 +111,3 @@ def _blocks(file: str, bundle: Any) -> Iterator[Block]:
         rows = (part.end_offset if part else about.num_rows) - start
         if rows:
             yield Block(file, about.size_bytes or 0, rows, start, ref)
-
-
-def _own(path: Path, root: Path) -> Path | None:
-    """A file of the project, also when it ran from another copy of it."""
-    if path.is_relative_to(root):
-        return path.relative_to(root)
-    if "site-packages" in path.parts:
-        return None
-    ends = (Path(*path.parts[index:]) for index in range(1, len(path.parts)))
-    return next((end for end in ends if (root / end).is_file()), None)
