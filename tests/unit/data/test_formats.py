@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from manta.connectors.files import Files
 from manta.connectors.formats import FilePiece
 from manta.connectors.formats import csv as csv_format
+from manta.connectors.formats.jsonl import json_rows
 from manta.definitions.sources import Ask, Rows, source_type
 from manta.errors import SourceUnreadable
 
@@ -246,3 +247,23 @@ def test_parquet_without_rows_keeps_its_columns(tmp_path: Path) -> None:
 def test_an_unknown_kind_of_source_names_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"no connector 'carrier-pigeon'; there are .*files"):
         source_type("carrier-pigeon")
+
+
+def test_json_numbers_keep_all_their_digits() -> None:
+    lines = [
+        b'{"x": 12345678901234567890.125, "y": 1.5, "z": "0.123456789012"}',
+        b'{"x": -0.12345678901234567890, "y": 0.1000000000000000055}',
+        b'{"x": 12345678901234567e-3, "y": null}',
+        b'{"x": 99999999999999999999999999999999999999, "y": "\\u00e9 1.234567890123"}',
+        b'{"x": 1.5}',
+    ]
+    values = json_rows(lines, ["x", "y", "z"]).values
+    assert values["x"].to_list() == [
+        "12345678901234567890.125",
+        "-0.12345678901234567890",
+        "12345678901234567e-3",
+        "99999999999999999999999999999999999999",
+        "1.5",
+    ]
+    assert values["y"].to_list() == ["1.5", "0.1000000000000000055", None, "é 1.234567890123", None]
+    assert values["z"].to_list() == ["0.123456789012", None, None, None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -52,7 +53,7 @@ def json_rows(lines: list[bytes], wanted: Sequence[str], what: str = "line") -> 
         values = pl.read_ndjson(b"\n".join(good), schema=schema) if good else pl.DataFrame(schema=schema)
         if values.height != len(good):
             raise
-    values = _with_nested(values, good)
+    values = _with_digits(_with_nested(values, good), good)
     seen = {name for name in wanted if values[name].null_count() < values.height}
     if len(seen) < len(wanted):
         seen |= _json_names(lines, set(wanted) - seen)
@@ -70,6 +71,32 @@ def _with_nested(values: pl.DataFrame, lines: list[bytes]) -> pl.DataFrame:
         texts = [bytes(row[name]).decode() if name in row else "" for row in raw]
         written = pl.Series(name, [text if text[:1] in ("[", "{") else None for text in texts], pl.String)
         values = values.with_columns(written.fill_null(values[name]))
+    return values
+
+
+# Up to 15 digits come through a float as they are; whole numbers do not go through one.
+_MANY_DIGITS = r"[0-9]{8}\.[0-9]|\.[0-9]{8}|[0-9]{16}[eE]"
+
+
+def _with_digits(values: pl.DataFrame, lines: list[bytes]) -> pl.DataFrame:
+    """Put numbers with more digits than a float has in as they are written: to Polars they are floats."""
+    some = pl.Series(lines, dtype=pl.Binary).cast(pl.String, strict=False).str.contains(_MANY_DIGITS)
+    index = some.fill_null(False).arg_true().to_list()
+    if not index:
+        return values
+    decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+    raw = [decoder.decode(lines[at]) for at in index]
+    for name in values.columns:
+        texts = [bytes(row[name]).decode() if name in row else "" for row in raw]
+        numbers = [text if re.fullmatch(r"[-0-9].*", text) else None for text in texts]
+        # The number alone decides, not what else is in the line.
+        exact = pl.Series(numbers, dtype=pl.String)
+        exact = exact.set(~exact.str.contains(_MANY_DIGITS).fill_null(False), None)
+        if exact.null_count() < len(exact):
+            written = (
+                pl.Series(name, [None], pl.String).new_from_index(0, values.height).scatter(index, exact)
+            )
+            values = values.with_columns(written.fill_null(values[name]))
     return values
 
 
