@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from manta.cli.display import age, console
-from manta.cli.door import AsJson, print_json
+from manta.cli.door import AsJson, platform, print_json
 from manta.client.data import datasets
-from manta.errors import InvalidInput
+from manta.errors import InvalidInput, MantaError
 from manta.settings import Settings
 from manta.words import plain, short, size
 
@@ -34,6 +34,14 @@ CELL = 28  # characters
 
 def here() -> Datasets:
     return datasets(Settings.load())
+
+
+def with_ledger() -> Datasets:
+    """The same, where the platform is up: it knows more of who made a version."""
+    try:
+        return datasets(Settings.load(), platform())
+    except MantaError:
+        return here()
 
 
 @data.command("list")
@@ -116,7 +124,7 @@ def show_difference(
     as_json: AsJson = False,
 ) -> None:
     """Show what changed from one version to another: columns, and rows by their key."""
-    found = here().diff(name, before, after, key=key, sampled=rows)
+    found = with_ledger().diff(name, before, after, key=key, sampled=rows)
     if as_json:
         print(json.dumps(plain(found.model_dump()), indent=1))
         return
@@ -183,7 +191,7 @@ def compact_dataset(name: Annotated[str, typer.Argument(help="A dataset.")], as_
     if as_json:
         print_json(found)
     elif found.before == found.after:
-        console.print(f"{found.name}: nothing to do, its {found.before} files are as they should be")
+        console.print(f"{found.name}: nothing to do: its files are {found.before}", highlight=False)
     else:
         made = f"{found.before} files → {found.after}, as version {found.version}"
         console.print(f"{found.name}: {made}", highlight=False)
@@ -212,8 +220,9 @@ def ask(
         _print_all_json(row for batch in answer.batches() for row in batch.to_pylist())
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(answer.schema().names)
-        for batch in answer.batches():
+        batches = answer.batches()
+        writer.writerow(batches.schema.names)
+        for batch in batches:
             writer.writerows(map(_csv, zip(*(column.to_pylist() for column in batch.columns), strict=True)))
     else:
         found = answer.head(rows + 1)

@@ -38,7 +38,7 @@ class Compacted(BaseModel):
 
 
 class _Merged(NamedTuple):
-    """Neighbouring files of a version, and the staged one that holds their rows in their order."""
+    """Neighbouring files of a version, and a new one for their rows in their order."""
 
     files: tuple[str, ...]
     made: str
@@ -72,12 +72,14 @@ def compact(lake: Lake, name: str, target_bytes: int = TARGET_BYTES) -> Compacte
 
     try:
         for files in _neighbours(lake, name, before, target_bytes):
-            merged.append(_Merged(files, _merge(lake, name, files, schema, key)))
+            merged.append(_Merged(files, _place(lake, name, files[0], key)))
+            _write(lake, name, merged[-1], schema)
         version = lake.change(name, change, run_key=key, schema=schema)
     except _Nothing:
         version = before
     except BaseException:
-        _discard(merged)
+        if lake.committed(name, key) is None:  # it may have been interrupted just after its commit
+            _discard(merged)
         raise
     after = lake.files(name, version)
     _discard([each for each in merged if _inside(lake, name, each.made) not in after])
@@ -90,29 +92,33 @@ def _neighbours(lake: Lake, name: str, version: int, target: int) -> Iterator[tu
     actions = pa.table(DeltaTable(lake.path(name), version=version).get_add_actions())
     sizes = dict(zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True))
     run: list[str] = []
+    together = 0
     for file in lake.files(name, version):
         large = sizes[file] >= target / 2
-        if large or sum(sizes[each] for each in run) + sizes[file] > target:
+        if large or together + sizes[file] > target:
             yield from [tuple(run)] if len(run) > 1 else []
-            run = []
-        run += [] if large else [file]
+            run, together = [], 0
+        if not large:
+            run.append(file)
+            together += sizes[file]
     yield from [tuple(run)] if len(run) > 1 else []
 
 
-def _merge(lake: Lake, name: str, files: Sequence[str], schema: pa.Schema, key: str) -> str:
-    folder = Path(lake.path(name))
-    first = folder / files[0]
-    # After the first of them and before what follows the last; a name that nobody else makes.
-    made = first.with_name(f"{first.stem.partition('.compact-')[0]}.{key}.parquet")
+def _place(lake: Lake, name: str, first: str, key: str) -> str:
+    """A new file that sorts after the ``first`` of those that it stands for, and before what follows them."""
+    path = Path(lake.path(name), first)
+    return str(path.with_name(f"{path.stem.partition('.compact-')[0]}.{key}.parquet"))
+
+
+def _write(lake: Lake, name: str, merged: _Merged, schema: pa.Schema) -> None:
     rows = pl.scan_parquet(
-        [folder / file for file in files],
+        [Path(lake.path(name), file) for file in merged.files],
         glob=False,
         hive_partitioning=False,
         schema=pl.DataFrame(schema.empty_table()).schema,
         missing_columns="insert",
     )
-    rows.sink_parquet(made, compression="zstd", compression_level=1, maintain_order=True)
-    return str(made)
+    rows.sink_parquet(merged.made, compression="zstd", compression_level=1, maintain_order=True)
 
 
 def _discard(merged: Sequence[_Merged]) -> None:

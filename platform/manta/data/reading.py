@@ -263,10 +263,9 @@ class Datasets:
     # --- inside ---------------------------------------------------------------------------------------
 
     def _require(self, name: str) -> None:
-        # Only names that were found are ever made into paths.
-        known = self.names(hidden=True)
-        if name in known:
+        if re.fullmatch(r"\w[\w-]*", name) and DeltaTable.is_deltatable(self.lake.path(name)):
             return
+        known = self.names(hidden=True)
         shown = [each for each in known if not each.endswith(HIDDEN)]
         close = difflib.get_close_matches(name, shown, n=1)
         hint = f"there is {', '.join(shown[:8])}" if shown else "`manta apply` makes what the project defines"

@@ -43,6 +43,27 @@ VERSIONED = re.compile(
 )
 
 
+class Batches:
+    """Batches of rows, once, as DuckDB computes them; their ``schema`` is known before."""
+
+    def __init__(self, reader: pa.RecordBatchReader) -> None:
+        self.schema = reader.schema
+        self._reader = reader
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        """Raises:
+        InvalidInput: a value made the query fail.
+        """
+        while True:
+            try:
+                batch = self._reader.read_next_batch()
+            except StopIteration:
+                return
+            except (pa.ArrowException, OSError) as error:
+                raise InvalidInput(f"the query cannot be run: {_line(str(error))}") from None
+            yield batch
+
+
 class Answer:
     """What a query gives. It is computed when it is asked for, each time, from the versions that were the
     newest when the query was made.
@@ -57,23 +78,9 @@ class Answer:
         self.versions = versions
         self._connection = connection
 
-    def schema(self) -> pa.Schema:
-        return self._reader().schema
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def batches(self) -> Batches:
         """The rows as they come, for what does not fit in memory."""
-        reader = self._reader()
-        while True:
-            try:
-                batch = reader.read_next_batch()
-            except StopIteration:
-                return
-            except (pa.ArrowException, OSError) as error:
-                raise InvalidInput(f"the query cannot be run: {error}") from None
-            yield batch
-
-    def _reader(self) -> pa.RecordBatchReader:
-        return _told(lambda: self._connection.sql(self.query).to_arrow_reader(BATCH_ROWS))
+        return Batches(_told(lambda: self._connection.sql(self.query).to_arrow_reader(BATCH_ROWS)))
 
     def arrow(self) -> pa.Table:
         return _told(lambda: self._connection.sql(self.query).to_arrow_table())
@@ -89,8 +96,9 @@ class Answer:
         """Write the rows into a Parquet file, whole or not at all; gives how many."""
         partial, rows = Path(f"{path}.{secrets.token_hex(4)}.partial"), 0
         try:
-            with pq.ParquetWriter(partial, self.schema(), compression="zstd") as file:
-                for batch in self.batches():
+            batches = self.batches()
+            with pq.ParquetWriter(partial, batches.schema, compression="zstd") as file:
+                for batch in batches:
                     file.write_batch(batch)
                     rows += batch.num_rows
             partial.replace(path)
@@ -105,8 +113,13 @@ class Answer:
 
     def head(self, rows: int = SHOWN_ROWS) -> pl.DataFrame:
         """The first rows; no more are computed than DuckDB needs for them."""
-        limited = f"SELECT * FROM ({self.query}\n) LIMIT {int(rows)}"
-        return pl.DataFrame(_told(lambda: self._connection.sql(limited).to_arrow_table()))
+        batches, wanted = self.batches(), int(rows)
+        found = batches.schema.empty_table()
+        for batch in batches:
+            found = pa.concat_tables([found, pa.Table.from_batches([batch])]).slice(0, wanted)
+            if found.num_rows == wanted:
+                break
+        return pl.DataFrame(found)
 
     def _repr_html_(self) -> str:
         return self.head()._repr_html_()
@@ -153,7 +166,7 @@ def _connection(memory: str) -> duckdb.DuckDBPyConnection:
         try:
             connection.execute("SET memory_limit=?", [memory])
         except duckdb.Error as error:
-            raise InvalidInput(f"{memory!r} is no size: {_first(error)}", hint="such as 2GB") from None
+            raise InvalidInput(f"{memory!r} is no size: {_line(str(error))}", hint="such as 2GB") from None
     return connection
 
 
@@ -197,19 +210,19 @@ def _told(act: Any) -> Any:
     try:
         return act()
     except duckdb.CatalogException as error:
-        raise NotFound(_first(error)) from None
+        raise NotFound(_line(str(error))) from None
     except duckdb.OutOfMemoryException as error:
         raise InvalidInput(
-            f"the query needs more memory than it was given: {_first(error)}",
+            f"the query needs more memory than it was given: {_line(str(error))}",
             hint="give more: `--memory 8GB`",
         ) from None
     except duckdb.Error as error:
-        raise InvalidInput(f"the query cannot be run: {_first(error)}") from None
+        raise InvalidInput(f"the query cannot be run: {_line(str(error))}") from None
 
 
-def _first(error: duckdb.Error) -> str:
+def _line(told: str) -> str:
     """What is wrong, in a line; where in the query it is, DuckDB shows below."""
-    told = re.split(r"\n\nLINE|\n+Possible solutions", str(error))[0]
+    told = re.split(r"\n\nLINE|\n+Possible solutions", told)[0]
     return re.sub(r"^[\w ]+ Error: ", "", " ".join(told.split()))
 
 

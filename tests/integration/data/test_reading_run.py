@@ -106,7 +106,6 @@ def test_ray_reads_the_same_rows(lake: Lake) -> None:
     assert sorted(row["n"] for row in datasets.read("d").ray().take_all()) == list(range(1000))
     chosen = datasets.read("d", columns=["text"]).ray()
     assert chosen.schema().names == ["text"]
-    assert chosen.count() == 1000
     lake.commit("bare", [], run_key="r-2", schema=rows.to_arrow().schema)
     assert datasets.read("bare").ray().count() == 0
 

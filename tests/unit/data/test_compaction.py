@@ -71,7 +71,7 @@ def test_only_small_files_are_written_anew(datasets: Datasets, put: Put) -> None
     put("d", *small, large, *(numbers(n, n + 5) for n in range(100_020, 100_050, 5)))
     before = datasets.read("d")
     size = Path(before.files[2]).stat().st_size
-    done = compact(datasets.lake, "d", target_bytes=size)
+    done = compact(datasets.lake, "d", target_bytes=size * 3 // 2)
     assert (done.before, done.after) == (9, 3)
     assert before.files[2] in datasets.read("d").files
     assert datasets.read("d").polars().equals(before.polars())
@@ -174,3 +174,20 @@ def test_a_compaction_that_dies_leaves_the_dataset_as_it_was(
         datasets.compact("d")
     assert datasets.read("d").version == 0
     assert len(list(Path(datasets.lake.path("d")).rglob("*.parquet"))) == 2
+
+
+def test_a_compaction_that_is_interrupted_after_its_commit_keeps_its_files(
+    datasets: Datasets, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put("d", numbers(0, 5), numbers(5, 10))
+    change = datasets.lake.change
+
+    def interrupted(*args: object, **kwargs: object) -> int:
+        change(*args, **kwargs)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(datasets.lake, "change", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        datasets.compact("d")
+    assert datasets.read("d").version == 1
+    assert datasets.read("d").polars().equals(numbers(0, 10))
