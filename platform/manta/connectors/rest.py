@@ -2,6 +2,10 @@
 
 The pages are fetched by the run's own process, one after the other, for each says where the next one is; what
 they hold is kept compressed until tasks parse and check it.
+
+dlt's ``rest_api`` can be read through :mod:`manta.connectors.dlt`. This is not built on it, for (in 1.31) it
+sends the key to whatever host the next page is said to be on, gives up where an answer is cut off and says
+200, asks for ever where an API does not know the parameter of the page, and rounds numbers to 64 bits.
 """
 
 from __future__ import annotations
