@@ -19,9 +19,9 @@ from manta import secrets
 from manta.definitions.sources import Ask, Reading, Rows, Source
 from manta.errors import SourceUnreadable
 
-MESSAGE_BYTES = (
-    300  # about, for telling progress and dividing work: brokers do not say how large messages are
-)
+# For telling progress and dividing work: brokers do not say how large messages are.
+MESSAGE_BYTES = 300  # about
+PIECE_BYTES = 200_000  # what could be read in the time that it takes to begin with a partition
 SHOWN = 5
 SECRET_SETTING = re.compile(r"password|secret|key\.pem$")
 # What decides whether rows are read once is not for a setting to change.
@@ -54,7 +54,7 @@ class Span(NamedTuple):
 
     @property
     def size(self) -> int:
-        return (self.stop - self.start) * MESSAGE_BYTES
+        return PIECE_BYTES + (self.stop - self.start) * MESSAGE_BYTES
 
 
 class Mark(NamedTuple):

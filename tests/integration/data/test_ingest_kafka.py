@@ -208,3 +208,15 @@ def test_two_runs_at_once(
     assert run(overtaken) == 1
     assert overtaken.metrics == {"rows": 10, "refused": 1}
     held(lake, topic)
+
+
+def test_begun_at_the_latest_the_end_is_kept_in_a_version_without_rows(
+    topic: Topic, lake: Lake, context_of: Contexts
+) -> None:
+    topic.grow(8)
+    job = topic.job(start="latest")
+    assert run(context_of(job)) == 0
+    assert lake.read("messages").is_empty()
+    produce(topic.servers, topic.name, [{"id": 100}])
+    assert run(context_of(job)) == 1
+    assert lake.read("messages")["id"].to_list() == [100]
