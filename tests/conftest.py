@@ -105,6 +105,29 @@ def postgres_url(postgres: str) -> str:
     return make_url(postgres).set(database=name).render_as_string(hide_password=False)
 
 
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[str]:
+    """A MariaDB server of this session's own; gives the URL of a database in it."""
+    from tests import mariadb
+
+    with mariadb.server() as url:
+        yield url
+
+
+@pytest.fixture
+def mariadb_url(mariadb: str) -> str:
+    """The URL of a new, empty database."""
+    from sqlalchemy import create_engine, make_url
+
+    url = make_url(mariadb)
+    name = f"t{secrets.token_hex(6)}"
+    engine = create_engine(url.set(drivername="mysql+pymysql"))
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"create database {name}")
+    engine.dispose()
+    return url.set(database=name).render_as_string(hide_password=False)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a ledger may be made: once in SQLite, once in PostgreSQL."""

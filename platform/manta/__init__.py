@@ -37,6 +37,7 @@ _PUBLIC = {
     "RunContext": "manta.ledger.context",
     "Secret": "manta.secrets",
     "Settings": "manta.settings",
+    "Sql": "manta.connectors.sql",
     "TimeSplit": "manta.definitions",
     "Torch": "manta.definitions",
     "Training": "manta.definitions",
