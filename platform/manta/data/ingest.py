@@ -100,6 +100,7 @@ def _ingest(context: RunContext, ingest: Ingest, lake: Lake) -> int:
         cursor=before.metadata.get("cursors", {}).get(ingest.name),
         each=each,
         tables={name: _table(context, lake, name) for name in ingest.source.datasets()},
+        types={name: column.type for name, column in ingest.contract.columns.items()},
     )
     with ingest.source.opened(ask) as reading:
         if not ask.tables:

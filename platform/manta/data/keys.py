@@ -14,6 +14,8 @@ from manta.data.contract import REFUSED, as_text
 from manta.data.lake import write_part
 from manta.data.sketch import Sketch, sketch
 
+SORTED_HASHES = 2**23
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -25,6 +27,7 @@ class Part:
         first: otherwise the number of the first row it stands for,
         left_out: and the rows it stands for but does not hold, ascending, counted from 0 at ``first``.
         sketch: of what it holds, for the version's profile.
+        hashes: of the key of every row it holds, eight bytes each; None where they have not been made.
     """
 
     path: str
@@ -34,6 +37,7 @@ class Part:
     left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     numbers: np.ndarray | None = None
     sketch: Sketch | None = None
+    hashes: np.ndarray | None = None
 
     def source_rows(self) -> np.ndarray:
         """The number in the source file of every row it holds."""
@@ -56,6 +60,8 @@ class Part:
         if path != self.path:
             Path(self.path).unlink()
         left = replace(self, path=path, rows=rest.height, sketch=self.sketch and sketch(rest))
+        if self.hashes is not None:
+            left = replace(left, hashes=np.delete(self.hashes, index))
         if self.numbers is not None:
             return replace(left, numbers=np.delete(self.numbers, index))
         return replace(left, left_out=np.union1d(self.left_out, self.source_rows()[index] - self.first))
@@ -130,29 +136,49 @@ def keep_last(parts: Sequence[Part], key: Sequence[str], folder: str) -> list[Pa
     return kept
 
 
+def hashes(frame: pl.DataFrame, key: Sequence[str]) -> np.ndarray:
+    """Of the key of each row. Made by the same version of Polars, those of equal keys are equal."""
+    return frame.select(pl.struct(*key).hash()).to_series().to_numpy()
+
+
 def _suspects(parts: Sequence[Part], key: Sequence[str]) -> pl.DataFrame:
     """The rows that share their key with another: ``part``, ``index`` in it, and the key, in source order."""
-    # Hashes first, eight bytes a row: where no key is repeated, this is all there is to do.
-    hashes = [
-        pl.scan_parquet(part.path, glob=False)
-        .select(pl.struct(*key).hash().alias("hash"), pl.lit(number, pl.Int32).alias("part"))
-        .with_row_index("index")
-        .collect()
-        for number, part in enumerate(parts)
-    ]
-    if not hashes:
-        return pl.DataFrame()
-    alike = pl.concat(hashes).filter(pl.col("hash").is_duplicated())
-    rows = [
-        pl.read_parquet(parts[number].path, columns=list(key), glob=False)
-        .with_row_index("index")
-        .join(some.select("index"), on="index", how="semi", maintain_order="left")
-        .select(pl.lit(number, pl.Int32).alias("part"), "index", *key)
-        for (number,), some in alike.partition_by("part", as_dict=True, maintain_order=True).items()
-    ]
+    # Hashes first: where no key is repeated, this is all there is to do.
+    held = [_hashes(part, key) for part in parts]
+    repeated = _repeated(held)
+    rows = []
+    for number, part in enumerate(parts):
+        if not len(repeated):
+            break
+        index = np.flatnonzero(np.isin(held[number], repeated))
+        if len(index):
+            rows.append(
+                pl.read_parquet(part.path, columns=list(key), glob=False)[index].select(
+                    pl.lit(number, pl.Int32).alias("part"),
+                    pl.Series("index", index, dtype=pl.get_index_type()),
+                    *key,
+                )
+            )
     if not rows:
         return pl.DataFrame()
     return pl.concat(rows).filter(pl.struct(*key).is_duplicated())
+
+
+def _hashes(part: Part, key: Sequence[str]) -> np.ndarray:
+    if part.hashes is not None:
+        return part.hashes
+    return hashes(pl.read_parquet(part.path, columns=list(key), glob=False), key)
+
+
+def _repeated(held: Sequence[np.ndarray]) -> np.ndarray:
+    """The hashes that come more than once, sorted. Beside ``held`` it takes memory for SORTED_HASHES."""
+    shares = max(1, sum(map(len, held)) // SORTED_HASHES)
+    found = []
+    for share in range(shares):
+        mine = [each[each % shares == share] if shares > 1 else each for each in held]
+        some = np.sort(np.concatenate([np.zeros(0, dtype=np.uint64), *mine]))
+        found.append(np.unique(some[1:][some[1:] == some[:-1]]))
+    return np.sort(np.concatenate(found))
 
 
 def _take_out(

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from manta.data.contract import REFUSED, check, require_columns
-from manta.data.keys import Part
+from manta.data.keys import Part, hashes
 from manta.data.lake import write_part
 from manta.data.parallel import each
 from manta.data.sketch import sketch
@@ -53,7 +53,7 @@ def land(context: RunContext, ingest: Ingest, reading: Reading, ask: Ask, folder
     """Read, check and stage every piece into ``folder``; rows are numbered through each file."""
     pieces = reading.pieces
     total = sum(piece.size for piece in pieces) / 1e6
-    work = partial(_land_piece, ingest, Ask(ask.root, ask.columns, ask.cursor), folder)
+    work = partial(_land_piece, ingest, replace(ask, each=Ask.each), folder)
     by_piece: dict[int, Landed] = {}
     done = 0.0
     context.progress(0, total, "MB")
@@ -118,7 +118,8 @@ def _land_piece(ingest: Ingest, ask: Ask, folder: str, numbered: tuple[int, Any]
             path = f"{folder}/{index:06d}-{batch:04d}.parquet"
             write_part(good, path)
             part = _part(path, piece.file, good.height, numbers, refused, rows.numbers is None)
-            landed.parts.append(replace(part, sketch=sketch(good)))
+            keys = hashes(good, ingest.contract.key) if ingest.contract.key else None
+            landed.parts.append(replace(part, sketch=sketch(good), hashes=keys))
         if refused.height:
             landed.refused.append(refused)
         landed.columns.update(rows.columns)
@@ -151,6 +152,11 @@ def _check(ingest: Ingest, file: str, rows: Rows, numbers: np.ndarray) -> tuple[
     whole = np.delete(numbers, broken)
     positions = pl.DataFrame({"row": whole}).select(pl.lit(file).alias("file"), "row")
     checked = check(rows.values, ingest.contract, positions)
+    if checked.refused.height and rows.texts is not None:
+        bad = positions["row"].is_in(checked.refused["row"].implode())
+        told = check(rows.texts().filter(bad), ingest.contract, positions.filter(bad))
+        assert told.good.is_empty(), "a typed value was refused whose text is good"
+        checked = checked._replace(refused=told.refused)
     lost = pl.DataFrame(
         [(file, int(numbers[row.row]), row.reason, [row.rule], row.text) for row in rows.broken],
         schema=REFUSED,

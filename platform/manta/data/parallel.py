@@ -1,20 +1,24 @@
-"""Does the same to many things in parallel Ray tasks, through Ray Data."""
+"""Does the same to many things in parallel Ray tasks.
+
+Plain tasks, and not Ray Data: its executor begins the second task a second after the first, and needs two
+actors that cost more than a small ingest.
+"""
 
 from __future__ import annotations
 
-import logging
+import math
+import os
 import pickle
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
-
-import pyarrow as pa
 
 from manta.errors import MantaError, Unavailable
 
-TASK_TRIES = 3  # after a worker or a node died; Ray Data's own default is to try for ever
-BLOCKS_PER_CPU = 4
+TASK_TRIES = 3  # after a worker or a node died
+TASKS_PER_CPU = 32  # at most: where there are many items, a task does several
+AHEAD = 2  # tasks for each CPU that are under way or wait for it
+# Of Polars, in a process that does such tasks: Ray gives a task one CPU, and there are as many at once.
+THREADS = 2
 
 
 def cpus() -> int:
@@ -38,31 +42,35 @@ def each(
     """
     if not items:
         return
-    import ray.data
+    import ray
+    from ray import cloudpickle
     from ray.exceptions import RayError, RayTaskError
 
-    _quiet()
-    rows = [{"index": index, "item": pickle.dumps(item)} for index, item in enumerate(items)]
-    with warnings.catch_warnings():
-        # Ray 2.60 warns of `max_retries`, and has no other name for it.
-        warnings.simplefilter("ignore")
-        outcomes = ray.data.from_items(
-            rows,
-            # Ray Data's own number of blocks is made for big clusters.
-            override_num_blocks=min(len(items), tasks or len(items), BLOCKS_PER_CPU * cpus()),
-        ).map_batches(
-            partial(_outcomes, function),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=1,
-            max_retries=TASK_TRIES - 1,
-        )
+    workers = cpus()
+    size = math.ceil(len(items) / min(len(items), tasks or len(items), TASKS_PER_CPU * workers))
+    waiting = iter(range(0, len(items), size))
+    work = ray.remote(num_cpus=1, max_retries=TASK_TRIES - 1, scheduling_strategy="SPREAD")(_outcomes)
+    shared = ray.put(cloudpickle.dumps(function))
+    started: set[Any] = set()
+
+    def start() -> None:
+        first = next(waiting, None)
+        if first is not None:
+            mine = [(index, items[index]) for index in range(first, min(first + size, len(items)))]
+            started.add(work.remote(shared, pickle.dumps(mine)))
+
     try:
-        for row in outcomes.iter_rows():
-            value = pickle.loads(row["outcome"])
-            if isinstance(value, MantaError):
-                raise value
-            yield row["index"], value
+        for _ in range(AHEAD * workers):
+            start()
+        while started:
+            (ready, *_), _rest = ray.wait(list(started), num_returns=1)
+            outcomes = pickle.loads(ray.get(ready))
+            started.remove(ready)
+            start()
+            for index, value in outcomes:
+                if isinstance(value, MantaError):
+                    raise value
+                yield index, value
     except RayTaskError:
         raise  # an error that nobody expected: its traceback is what helps
     except RayError as error:
@@ -70,29 +78,22 @@ def each(
             f"a process at work on the cluster died, {TASK_TRIES} times: {error}",
             hint="it was out of memory, or a library crashed: see the end of the run's log, and Ray's",
         ) from error
+    finally:
+        for task in started:
+            ray.cancel(task)
 
 
-def _outcomes(function: Callable[[Any], Any], batch: pa.Table) -> pa.Table:
-    # An expected error travels as a value: raised in the task, it would come back wrapped, and printed.
-    done: dict[str, list[Any]] = {"index": [], "outcome": []}
-    for row in batch.to_pylist():
+def _outcomes(function: bytes, items: bytes) -> bytes:
+    # Set before the function's modules import Polars, which reads it once.
+    os.environ.setdefault("POLARS_MAX_THREADS", str(THREADS))
+    do = pickle.loads(function)
+    done: list[tuple[int, Any]] = []
+    for index, item in pickle.loads(items):
+        # An expected error travels as a value: raised in the task, it would come back wrapped, and printed.
         try:
-            value = function(pickle.loads(row["item"]))
+            done.append((index, do(item)))
         except MantaError as error:
-            value = error
-        done["index"].append(row["index"])
-        done["outcome"].append(pickle.dumps(value))
-        if isinstance(value, MantaError):
+            done.append((index, error))
             break
-    return pa.table(done, schema=pa.schema({"index": pa.int64(), "outcome": pa.large_binary()}))
-
-
-def _quiet() -> None:
-    """No progress bars and no chatter: what a run has to tell goes through its context."""
-    from ray.data import DataContext
-
-    settings = DataContext.get_current()
-    settings.enable_progress_bars = False
-    settings.print_on_execution_start = False
-    settings.enable_auto_log_stats = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # As bytes: Ray would keep the arrays in it in its own store for as long as they are used.
+    return pickle.dumps(done)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from typing import cast
 
 import polars as pl
 import pyarrow as pa
@@ -202,6 +203,9 @@ def _from_text(values: pl.Series, kind: Kind) -> pl.Series | None:
         return text.str.to_lowercase().replace_strict(words, default=None, return_dtype=pl.Boolean)
     if kind.name == "binary":
         return _bytes(text)
+    plain = _plain_moments(text, kind)
+    if plain is not None:
+        return plain
     if kind.name == "date":
         return _parsed(text, rf"^{_DATE}$", "%Y-%m-%d", pl.Date())
     return _moments(text, zoned=kind.name == "timestamp")
@@ -269,6 +273,35 @@ def _bytes(text: pl.Series) -> pl.Series:
         hexadecimal = text.set(~text.str.contains(r"^\\x(?:[0-9A-Fa-f]{2})*$").fill_null(False), None)
         found = found.zip_with(found.is_not_null(), hexadecimal.str.slice(2).str.decode("hex", strict=False))
     return found
+
+
+def _plain_moments(text: pl.Series, kind: Kind) -> pl.Series | None:
+    """Dates or moments by Arrow's parser, twenty times as fast; None unless all are of one shape, and one of
+    which it has the same opinion: it also takes hours without minutes, which have other lengths.
+    """
+    wanted, lengths = polars_type(kind), text.str.len_bytes()
+    low, high = cast(tuple[int | None, int | None], (lengths.min(), lengths.max()))
+    if low is None or high is None:
+        return text.cast(wanted)
+    shapes: list[pa.DataType] = []
+    if low == high == len("2013-01-01"):
+        shapes = [pa.date32()]
+    elif kind.name != "date" and low >= len("2013-01-01T05:00"):
+        # With an offset in each, or with one in none.
+        zoned = kind.name == "timestamp" and low >= len("2013-01-01T05:00:00Z")
+        shapes = [pa.timestamp("us", "UTC"), pa.timestamp("us")] if zoned else [pa.timestamp("us")]
+    for shape in shapes:
+        try:
+            found = cast(pl.Series, pl.from_arrow(text.to_arrow().cast(shape)))
+        except pa.ArrowInvalid:
+            continue
+        if kind.name != "date":
+            found = _utc(found.cast(pl.Datetime("us")) if found.dtype == pl.Date() else found)
+        first, last = _CALENDAR if kind.name != "date" else (moment.date() for moment in _CALENDAR)
+        if not found.is_between(first, last).all():
+            return None
+        return (found.dt.replace_time_zone(None) if kind.name == "datetime" else found).alias(text.name)
+    return None
 
 
 def _moments(text: pl.Series, zoned: bool) -> pl.Series:

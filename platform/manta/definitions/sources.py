@@ -68,6 +68,7 @@ class Rows(NamedTuple):
     broken: list[Broken]
     columns: Sequence[str]
     numbers: Sequence[int] | None = None
+    texts: Callable[[], polars.DataFrame] | None = None
 
 
 def _one_by_one(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[tuple[int, Any]]:
@@ -90,6 +91,8 @@ class Ask:
     Attributes:
         root: the project's folder; relative paths are relative to it.
         columns: the columns of the contract.
+        types: their types, as the contract calls them. A source of texts may give a column in its type where
+            the values are those that the contract would make of the texts; see ``Rows.texts``.
         cursor: what the last committed reading left (see :class:`Reading`); None for the first, and for a
             source that reads all of it each time.
         each: does the same to many things, in parallel where there is a cluster (in a task: one by one), and
@@ -104,6 +107,7 @@ class Ask:
         default=_one_by_one, compare=False
     )
     tables: Mapping[str, Table] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from pyarrow import orc
 
 from manta import Files
 from manta.testing.connectors import CHECKSUM, ConnectorConformance, checksum, rows, texts
@@ -39,3 +40,38 @@ class TestParquet(_Files):
     def put(self, rows: pl.DataFrame, place: Path) -> Files:
         rows.write_parquet(place / "rows.parquet")
         return Files(path=str(place / "rows.parquet"), format="parquet")
+
+
+class TestOrc(_Files):
+    def put(self, rows: pl.DataFrame, place: Path) -> Files:
+        table = rows.to_arrow()
+        orc.write_table(table, str(place / "rows.orc"))
+        return Files(path=str(place / "rows.orc"), format="orc")
+
+
+class TestAvro(_Files):
+    def put(self, rows: pl.DataFrame, place: Path) -> Files:
+        import fastavro
+
+        types = {"id": "long", "amount": "long", "ratio": "double", "flag": "boolean"}
+        logical = {"at": ("long", "timestamp-micros"), "day": ("int", "date")}
+        fields = []
+        for name in rows.columns:
+            kind, meaning = logical.get(name, (types.get(name, "string"), None))
+            made = {"type": kind, "logicalType": meaning} if meaning else kind
+            fields.append({"name": name, "type": ["null", made]})
+        schema = fastavro.parse_schema({"type": "record", "name": "rows", "fields": fields})
+        with (place / "rows.avro").open("wb") as stream:
+            fastavro.writer(stream, schema, rows.to_dicts(), codec="deflate", sync_interval=2_000)
+        return Files(path=str(place / "rows.avro"), format="avro")
+
+
+class TestNewFilesOnly(_Files):
+    incremental = True
+
+    def put(self, rows: pl.DataFrame, place: Path) -> Files:
+        rows.write_csv(place / "rows.csv")
+        return Files(path=str(place / "*.csv"), new_only=True)
+
+    def more(self, rows: pl.DataFrame, place: Path) -> None:
+        rows.write_csv(place / f"more-{len(list(place.iterdir()))}.csv")

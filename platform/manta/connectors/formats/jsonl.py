@@ -9,25 +9,22 @@ import msgspec
 import polars as pl
 
 from manta.connectors.files import Files
-from manta.connectors.formats import PIECE_BYTES, FilePiece, opened, ranges
+from manta.connectors.formats import PIECE_BYTES, RECORD_BYTES, FilePiece, line_start, opened, ranges
 from manta.definitions.sources import Ask, Broken, Rows
 
 
-def split(_source: Files, whole: FilePiece, _ask: Ask) -> list[FilePiece]:
-    if whole.size <= PIECE_BYTES or whole.compressed:
+def split(source: Files, whole: FilePiece, ask: Ask) -> list[FilePiece]:
+    if whole.size <= PIECE_BYTES or not whole.cuttable:
         return [whole]
-    return ranges(whole, _line_starts(whole))
+    cuts = range(PIECE_BYTES, whole.size, PIECE_BYTES)
+    starts = sorted({start for start in (line_start(source, whole, cut) for cut in cuts) if start})
+    return ranges(whole, starts)
 
 
-def read(_source: Files, piece: FilePiece, ask: Ask) -> Iterator[Rows]:
-    with opened(piece) as stream:
-        if piece.stop is not None:
-            stream.seek(piece.start)
-        left = float("inf") if piece.stop is None else piece.stop - piece.start
-        while text := stream.read(int(min(PIECE_BYTES, left))):
-            if len(text) < left:
-                text += stream.readline()
-            left -= len(text)
+def read(source: Files, piece: FilePiece, ask: Ask) -> Iterator[Rows]:
+    with opened(source, piece) as stream:
+        while text := stream.read(PIECE_BYTES):
+            text += stream.readline(RECORD_BYTES)
             lines = [line for line in text.split(b"\n") if line and not line.isspace()]
             yield json_rows(lines, ask.columns)
 
@@ -121,14 +118,3 @@ def _json_names(lines: list[bytes], wanted: set[str]) -> set[str]:
         if wanted <= seen:
             break
     return seen
-
-
-def _line_starts(whole: FilePiece) -> list[int]:
-    starts: list[int] = []
-    with open(whole.path, "rb") as stream:
-        for cut in range(PIECE_BYTES, whole.size, PIECE_BYTES):
-            stream.seek(cut)
-            stream.readline()
-            if not starts or stream.tell() > starts[-1]:
-                starts.append(stream.tell())
-    return starts

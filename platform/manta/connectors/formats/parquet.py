@@ -16,8 +16,9 @@ from manta.definitions.sources import Ask, Rows
 BATCH_ROWS = 250_000
 
 
-def split(_source: Files, whole: FilePiece, _ask: Ask) -> list[FilePiece]:
-    metadata = pq.read_metadata(whole.path)
+def split(source: Files, whole: FilePiece, _ask: Ask) -> list[FilePiece]:
+    with source.store.opened(whole.path, whole.ranges) as stream:
+        metadata = pq.read_metadata(stream)
     found: list[FilePiece] = []
     start, size = 0, 0
     for group in range(metadata.num_row_groups):
@@ -29,8 +30,11 @@ def split(_source: Files, whole: FilePiece, _ask: Ask) -> list[FilePiece]:
     return found or [replace(whole, stop=0)]
 
 
-def read(_source: Files, piece: FilePiece, ask: Ask) -> Iterator[Rows]:
-    with pq.ParquetFile(piece.path) as file:
+def read(source: Files, piece: FilePiece, ask: Ask) -> Iterator[Rows]:
+    with (
+        source.store.opened(piece.path, piece.ranges) as stream,
+        pq.ParquetFile(stream, pre_buffer=True) as file,
+    ):
         names = file.schema_arrow.names
         columns = [name for name in ask.columns if name in names]
         groups = list(range(piece.start, piece.stop or 0))
