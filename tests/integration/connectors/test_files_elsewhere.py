@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gzip
+import hashlib
 import http.server
 import io
 import logging
@@ -127,9 +128,11 @@ def test_s3_other_formats(
 def test_s3_objects_that_change_while_they_are_read(
     put: Put, storage: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Of the same size and in the same second: known by their ETag."""
+    """Of the same size and, to S3's listing, in the same second: known by their ETag."""
     put("a.csv", b"n,m\n1,x\n")
     source = Files(path="s3://files/*.csv", storage=storage)
+    (found,) = source.store.find(source.path)
+    assert hashlib.md5(b"n,m\n1,x\n").hexdigest() in found.tag
     with source.opened(Ask(tmp_path, ("n",))) as reading:
         reading.verify()
         put("a.csv", b"n,m\n2,x\n")

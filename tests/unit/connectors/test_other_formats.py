@@ -233,3 +233,17 @@ def test_a_hundred_thousand_files_are_less_than_a_megabyte() -> None:
     assert len(json.dumps(cursor)) < 800_000
     more = [*files, Found("s3://b/more.csv", 1, "e")]
     assert only_new("x", more, cursor, changed=False)[1] == more[-1:]
+
+
+def test_the_page_about_files() -> None:
+    page = (Path(__file__).parents[3] / "docs/files.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(block, made)
+    assert made["orders"].mode == "append"
+    assert {field for field in Files.model_fields if field in page} >= {
+        "storage",
+        "new_only",
+        "changed",
+        "format",
+    }

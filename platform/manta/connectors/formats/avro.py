@@ -129,7 +129,7 @@ def _behind_marker(source: Files, whole: FilePiece, at: int, marker: bytes) -> i
     cuts = [*range(at, whole.size, HEADER_BYTES), whole.size]
     for start, stop in pairwise(cuts):
         text = source.store.read(whole.path, start, min(whole.size, stop + MARKER))
-        found = int(text.find(marker))
+        found = text.find(marker)
         if found >= 0:
-            return start + found + MARKER
+            return int(start + found + MARKER)
     return None
