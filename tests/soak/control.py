@@ -7,8 +7,10 @@ Three parts, each with a real server process, a real Ray head and a ledger of it
     postgres  the ledger is PostgreSQL, whose postmaster is killed
     ray       all of the Ray head's processes are killed, with and without the runs on it; SQLite
 
-Every submission that was answered must have exactly one run that ended as its job must, executed once for
-each attempt, with its log complete after Ray is gone. Exit status 1 when anything is lost, doubled or stuck.
+Four submit (some of their runs need another, which is submitted with them), one applies one version of a
+project after the other, and one has runs stopped. Every submission that was answered must have exactly one
+run that ended as its job must, executed once for each attempt, with its log complete after Ray is gone. Exit
+status 1 when anything is lost, doubled or stuck.
 The seed fixes what is submitted and which kills are made; the machine's speed decides what they meet.
 """
 
@@ -31,7 +33,7 @@ from typing import Any
 from manta.ledger.store import Ledger
 from manta.settings import Settings
 from tests.conftest import free_ports
-from tests.soak.load import Http, Submitter, prepare
+from tests.soak.load import Applier, Http, Stopper, Submitter, prepare
 from tests.soak.parts import Postgres, RayHead, Server
 from tests.soak.server import POINTS
 from tests.soak.verdict import Verdict, judge
@@ -39,6 +41,8 @@ from tests.soak.verdict import Verdict, judge
 PROJECT = Path(__file__).parent / "project"
 AIMED = 0.5  # the share of the server's kills that are aimed at a point
 AIM_SECONDS = 5.0  # a point that is not come to in this time: killed where it is
+RARE_SECONDS = 60.0  # of a point that is come to less often than that
+RARE = ("needed", "applied", "stopping")
 SETTLE_SECONDS = 300.0
 LAST_LOGS_SECONDS = 10.0
 COLUMNS = (
@@ -56,6 +60,7 @@ class Stage:
         self.folder = Path(tempfile.mkdtemp(prefix=f"soak-{name}-", dir="/tmp"))
         self.postgres: Postgres | None = None
         self.phases: dict[str, float] = {}
+        self.points: list[str] = arguments.points
         self._arguments = arguments
 
     @contextlib.contextmanager
@@ -81,10 +86,12 @@ class Stage:
         self.ray.start()
         self.server.start()
         self.http = Http(self.settings)
-        project = prepare(self.settings)
+        of = (self._arguments.seed, self.settings, prepare(self.settings, self.trace), self.trace)
+        several = self._arguments.submitters
+        self.stopper, self.applier = Stopper(several, *of), Applier(several + 1, *of)
         self.submitters = [
-            Submitter(number, self._arguments.seed, self.settings, project, self.trace)
-            for number in range(self._arguments.submitters)
+            *(Submitter(number, *of) for number in range(several)),
+            *(self.stopper, self.applier),
         ]
         for submitter in self.submitters:
             submitter.start()
@@ -111,7 +118,7 @@ class Stage:
         time.sleep(LAST_LOGS_SECONDS)  # for the controller to keep the last logs; then they must be kept
         self.ray.stop()
         sent = [each for submitter in self.submitters for each in submitter.sent]
-        verdict = judge(ledger, self.http, sent, self.trace, attempts_may_be_lost)
+        verdict = judge(ledger, self.http, sent, self.applier.asked, self.trace, attempts_may_be_lost)
         for submitter in self.submitters:
             for trouble in submitter.trouble:
                 verdict.find("submitter", trouble)
@@ -121,12 +128,17 @@ class Stage:
 
 def kill_server(stage: Stage, kills: int) -> Counter[str]:
     met: Counter[str] = Counter()
+    points = stage.points or list(POINTS)
+    aimed = 1.0 if stage.points else AIMED
     stage.server.kill()
     for number in range(kills):
-        if stage.chance.random() < AIMED:
-            point = stage.chance.choice(list(POINTS))
+        if stage.chance.random() < aimed:
+            point = stage.chance.choice(points)
             stage.server.start(f"{point}:{stage.chance.randint(1, POINTS[point])}")
-            met[point if stage.server.wait(AIM_SECONDS) else "anywhere"] += 1
+            if point == "stopping":
+                stage.stopper.stop_one()
+            seconds = RARE_SECONDS if point in RARE else AIM_SECONDS
+            met[point if stage.server.wait(seconds) else "anywhere"] += 1
         else:
             stage.server.start()
             stage.server.wait(stage.chance.uniform(0.0, 3.0))
@@ -195,6 +207,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--kills", type=int, default=200, help="of the server")
+    parser.add_argument(
+        "--points", nargs="+", choices=list(POINTS), default=[], help="aim each kill of the server at these"
+    )
     parser.add_argument("--postgres-kills", type=int, default=20)
     parser.add_argument("--ray-kills", type=int, default=10)
     parser.add_argument("--submitters", type=int, default=4)

@@ -4,6 +4,8 @@
 leaves the ledger and Ray with different stories:
 
     recorded   a submission is in the ledger, and its sender has no answer
+    needed     a run that another needs is in the ledger, and the other is not
+    applied    all runs of an apply are in the ledger, and its sender has no answer
     claimed    the attempt is in the ledger, and Ray has not been asked
     started    Ray has been asked, and nothing has been written since
     stopping   Ray has been asked to stop a run, and nothing has been written since
@@ -24,7 +26,10 @@ from manta.app import Platform
 from manta.control.engine import RayEngine
 
 # With the most N that is worth asking for: some are come to ten times a second, and some once in a while.
-POINTS = {"recorded": 2, "claimed": 1, "started": 1, "stopping": 1, "looked": 8, "logs": 8}
+POINTS = {
+    **{"recorded": 2, "needed": 1, "applied": 1, "claimed": 1},
+    **{"started": 1, "stopping": 1, "looked": 8, "logs": 8},
+}
 
 
 class Fuse:
@@ -68,7 +73,8 @@ def lay(fuse: Fuse) -> None:
         setattr(MortalEngine, name, dies_after(fuse, point, getattr(MortalEngine, name)))
     MortalEngine.submit = dies_before(fuse, "claimed", MortalEngine.submit)  # type: ignore[method-assign]
     manta.app.RayEngine = MortalEngine  # type: ignore[misc]
-    Platform.run = dies_after(fuse, "recorded", Platform.run)  # type: ignore[method-assign]
+    for name, point in (("run", "recorded"), ("_submit_step", "needed"), ("apply", "applied")):
+        setattr(Platform, name, dies_after(fuse, point, getattr(Platform, name)))
 
 
 if __name__ == "__main__":

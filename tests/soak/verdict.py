@@ -9,7 +9,7 @@ from pathlib import Path
 
 from manta.ledger.runs import Run, State
 from manta.ledger.store import Ledger
-from tests.soak.load import JOBS, Http, Sent
+from tests.soak.load import APPLIED, JOBS, NEEDED, Asked, Http, Sent
 
 
 @dataclass
@@ -43,7 +43,14 @@ class Verdict:
             setattr(self, kind, getattr(self, kind) + 1)
 
 
-def judge(ledger: Ledger, http: Http, sent: list[Sent], trace: Path, attempts_may_be_lost: bool) -> Verdict:
+def judge(
+    ledger: Ledger,
+    http: Http,
+    sent: list[Sent],
+    asked: list[Asked],
+    trace: Path,
+    attempts_may_be_lost: bool,
+) -> Verdict:
     """Args:
     attempts_may_be_lost: what was killed takes runs with it, so that a run may have more attempts; each must
         still be executed at most once.
@@ -57,10 +64,16 @@ def judge(ledger: Ledger, http: Http, sent: list[Sent], trace: Path, attempts_ma
         attempts=sum(run.attempt for run in rows.values()),
         executions=sum(count for (_, _, what), count in notes.items() if what == "begin"),
     )
-    _count_runs(verdict, rows, sent)
-    for each in sent:
-        if each.run in rows:
-            _judge_run(verdict, rows[each.run], each, http, attempts_may_be_lost)
+    applied = [run for run in rows.values() if run.project == APPLIED]
+    needed = [run for run in rows.values() if run.project != APPLIED and run.job == NEEDED]
+    apart = {run.id for run in (*applied, *needed)}
+    _count_runs(verdict, {run.id: run for run in rows.values() if run.id not in apart}, sent)
+    expected = [(rows[each.run], each) for each in sent if each.run in rows]
+    expected += [(run, Sent("", "top")) for run in (*applied, *needed)]
+    for run, each in expected:
+        _judge_run(verdict, run, each, http, attempts_may_be_lost)
+    _judge_needs(verdict, rows, needed, sent)
+    _judge_applied(verdict, applied, asked)
     for (run, attempt, what), count in notes.items():
         if what == "overlap":
             verdict.find("doubled", f"run {run}: attempt {attempt} began while another was alive")
@@ -86,6 +99,47 @@ def _count_runs(verdict: Verdict, rows: dict[int, Run], sent: list[Sent]) -> Non
     surplus = len(rows) - len(set(answered)) - (len(sent) - len(answered))
     if surplus > 0:
         verdict.find("doubled", f"{surplus} runs that nobody submitted")
+
+
+def _judge_needs(verdict: Verdict, rows: dict[int, Run], needed: list[Run], sent: list[Sent]) -> None:
+    """Each run of `top` had one run of what it needs, its own, and before it."""
+    for key, count in Counter(run.fingerprint for run in needed).items():
+        if count > 1:
+            verdict.find("doubled", f"key {key}: {count} runs of what it needs")
+    known = {each.key for each in sent if each.job == "top"}
+    for need in needed:
+        if need.fingerprint not in known:
+            verdict.find("doubled", f"run {need.id}: nobody needs it")
+    for each in sent:
+        if each.job == "top" and each.run in rows:
+            before = [need for need in needed if need.fingerprint == each.key]
+            _judge_order(verdict, rows[each.run], before)
+
+
+def _judge_applied(verdict: Verdict, applied: list[Run], asked: list[Asked]) -> None:
+    """Each version that was applied had one run of each of its two jobs, in their order."""
+    for each in asked:
+        found = [run for run in applied if run.fingerprint == each.version]
+        for job, count in Counter(run.job for run in found).items():
+            if count > 1:
+                verdict.find("doubled", f"{each.version}: {count} runs of {job}")
+        if each.runs and {run.job: run.id for run in found} != each.runs:
+            has = [run.id for run in found]
+            verdict.find("lost", f"{each.version}: answered with {each.runs}, has {has}")
+        for run in found:
+            if run.job != NEEDED:
+                _judge_order(verdict, run, [other for other in found if other.job == NEEDED])
+    surplus = {run.fingerprint for run in applied} - {each.version for each in asked}
+    if surplus:
+        verdict.find("doubled", f"versions that nobody applied have runs: {sorted(surplus)}")
+
+
+def _judge_order(verdict: Verdict, run: Run, before: list[Run]) -> None:
+    if not before:
+        verdict.find("lost", f"run {run.id}: what it needs has no run")
+    for need in before:
+        if run.started_at and (need.ended_at is None or need.ended_at > run.started_at):
+            verdict.find("lost", f"run {run.id} began before run {need.id}, which it needs, had ended")
 
 
 def _judge_run(verdict: Verdict, run: Run, sent: Sent, http: Http, attempts_may_be_lost: bool) -> None:

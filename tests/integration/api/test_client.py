@@ -24,10 +24,11 @@ from manta.plan import Action
 from manta.settings import Settings
 
 JOBS = """
-from manta import Column, Contract, Files, Ingest
+from manta import Column, Contract, Files, Ingest, Retry
 
 numbers = Contract(columns={"a": Column(type="int64")})
-raw = Ingest(dataset="raw", source=Files(path="data/*.csv"), contract=numbers)
+source = Files(path="data/*.csv")
+raw = Ingest(dataset="raw", source=source, contract=numbers, retry=Retry(backoff=0))
 """
 
 

@@ -24,7 +24,7 @@ from manta.control.engine import JobState
 from manta.control.inline import InlineEngine
 from manta.control.leader import LEASE, Leader
 from manta.errors import Unavailable
-from manta.ledger import tables
+from manta.ledger import retries, tables
 from manta.ledger.actor import OWNER
 from manta.ledger.database import now
 from manta.ledger.runs import EndReason, Run, State
@@ -192,6 +192,13 @@ def test_a_controller_that_died_after_submitting_does_not_submit_twice(bench: Be
     assert bench.run(run_id).attempt == 1
 
 
+@pytest.fixture
+def nothing_lives_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that has forgotten its jobs has killed them, so that nobody need wait for their end."""
+    monkeypatch.setattr(retries, "ALIVE_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("nothing_lives_on")
 def test_a_cluster_that_forgot_its_jobs_gets_them_again(bench: Bench) -> None:
     run_id = bench.submit("one", "wait")
     bench.turn_until(lambda: bench.executed())
@@ -240,6 +247,7 @@ def test_the_last_words_of_a_run_outlive_the_engine(bench: Bench) -> None:
     assert bench.log(run_id).splitlines()[-1] == "last words of one"
 
 
+@pytest.mark.usefixtures("nothing_lives_on")
 def test_one_that_was_accepted_and_forgotten_is_a_lost_attempt_not_submitted_again(bench: Bench) -> None:
     run_id = bench.submit("one")
     ledger = bench.platform.ledger

@@ -11,12 +11,13 @@ import pytest
 from manta.ledger.actor import OWNER
 from manta.ledger.runs import EndReason, Run, State
 from manta.ledger.store import Ledger
-from tests.soak.load import Http, Sent
+from tests.soak.load import APPLIED, Asked, Http, Sent
 from tests.soak.verdict import Verdict, judge
 
 
 class Books:
-    """A ledger with two runs that went as they should, and all that was seen of them."""
+    """A ledger with two runs that went as they should, one with what it needs, one apply, and all that was
+    seen of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,15 +30,22 @@ class Books:
             run = self.submitted(key)
             self.executed(run)
             self.sent.append(Sent(key, "quick", run=run.id))
+        self.executed(self.submitted("base-t", "base", fingerprint="t"))
+        self.executed(top := self.submitted("t", "top"))
+        self.sent.append(Sent("t", "top", run=top.id))
+        both = {job: self.submitted(f"v0-{job}", job, APPLIED, "v0") for job in ("base", "top")}
+        for run in both.values():
+            self.executed(run)
+        self.asked = [Asked("v0", {job: run.id for job, run in both.items()}), Asked("v1")]
 
-    def submitted(self, key: str) -> Run:
+    def submitted(self, key: str, job: str = "quick", project: str = "soak", fingerprint: str = "f") -> Run:
         return self.ledger.submit(
             key=key,
-            project="soak",
-            job="quick",
+            project=project,
+            job=job,
             kind="job",
             definition={},
-            fingerprint="f",
+            fingerprint=fingerprint,
             package="p",
             by=OWNER,
         )
@@ -57,7 +65,7 @@ class Books:
         return type("Answer", (), {"text": self.logs[int(path.split("/")[3])]})
 
     def judged(self) -> Verdict:
-        return judge(self.ledger, cast(Http, self), self.sent, self.folder, attempts_may_be_lost=False)
+        return judge(self.ledger, cast(Http, self), self.sent, self.asked, self.folder, False)
 
 
 @pytest.fixture
@@ -68,7 +76,7 @@ def books(tmp_path: Path) -> Books:
 def test_books_that_agree_are_clean(books: Books) -> None:
     verdict = books.judged()
     assert verdict.clean, verdict.findings
-    assert (verdict.submitted, verdict.runs, verdict.executions) == (2, 2, 2)
+    assert (verdict.submitted, verdict.runs, verdict.executions) == (3, 6, 6)
 
 
 def _surplus(books: Books) -> None:
@@ -77,6 +85,21 @@ def _surplus(books: Books) -> None:
 
 def _stuck(books: Books) -> None:
     books.sent.append(Sent("c", "quick", run=books.submitted("c").id))
+
+
+def _without_its_need(books: Books) -> None:
+    books.executed(top := books.submitted("c", "top"))
+    books.sent.append(Sent("c", "top", run=top.id))
+
+
+def _before_its_need(books: Books) -> None:
+    _without_its_need(books)
+    books.executed(books.submitted("base-c", "base", fingerprint="c"))
+
+
+def _half_applied(books: Books) -> None:
+    books.executed(base := books.submitted("v1-base", "base", APPLIED, "v1"))
+    books.asked[1].runs = {"base": base.id, "top": base.id + 1}
 
 
 def _lost_attempt(books: Books) -> None:
@@ -92,6 +115,15 @@ def _lost_attempt(books: Books) -> None:
         (_surplus, "doubled"),
         (_stuck, "stuck"),
         (_lost_attempt, "doubled"),
+        (_without_its_need, "lost"),
+        (_before_its_need, "lost"),
+        (_half_applied, "lost"),
+        (lambda books: books.executed(books.submitted("x", "base", fingerprint="t")), "doubled"),
+        (lambda books: books.executed(books.submitted("x", "base", fingerprint="x")), "doubled"),
+        (lambda books: books.executed(books.submitted("x", "base", APPLIED, "v0")), "doubled"),
+        (lambda books: books.executed(books.submitted("x", "base", APPLIED, "v2")), "doubled"),
+        (lambda books: books.submitted("x", "base", APPLIED, "v1"), "stuck"),
+        (lambda books: books.sent.append(Sent("c", "endless", run=books.submitted("c").id)), "stuck"),
         (lambda books: books.note(1, 1, "begin"), "doubled"),
         (lambda books: books.note(1, 1, "overlap"), "doubled"),
         (lambda books: books.note(1, 2, "begin"), "doubled"),

@@ -84,6 +84,12 @@ def dies(context: RunContext) -> None:
     trace.speak(3, 0.05)
 
 
+def endless(context: RunContext) -> None:
+    """Until it is stopped."""
+    Trace(context)
+    time.sleep(3600)
+
+
 TRACE: dict[str, Any] = {"trace": ""}
 quick_job = Job(name="quick", fn=quick, params=TRACE, retry=PATIENT)
 slow_job = Job(name="slow", fn=slow, params=TRACE, retry=PATIENT, stop_grace=5)
@@ -91,3 +97,6 @@ long_job = Job(name="long", fn=long, params=TRACE, retry=PATIENT)
 fails_job = Job(name="fails", fn=fails, params=TRACE, retry=PATIENT)
 flaky_job = Job(name="flaky", fn=flaky, params=TRACE, retry=PATIENT.replace(user_error=2))
 dies_job = Job(name="dies", fn=dies, params=TRACE, retry=PATIENT)
+endless_job = Job(name="endless", fn=endless, params=TRACE, retry=PATIENT, stop_grace=5)
+base_job = Job(name="base", fn=quick, params=TRACE, retry=PATIENT)
+top_job = Job(name="top", fn=quick, params=TRACE, retry=PATIENT, needs=("base",))
