@@ -161,7 +161,6 @@ def _connection(memory: str) -> duckdb.DuckDBPyConnection:
     weakref.finalize(connection, shutil.rmtree, spill, ignore_errors=True)
     connection.execute("SET temp_directory=?", [spill])
     connection.execute("SET TimeZone='UTC'")
-    connection.execute("SET python_enable_replacements=false")  # no variable of ours is a table
     if memory:
         try:
             connection.execute("SET memory_limit=?", [memory])

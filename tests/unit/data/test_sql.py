@@ -197,6 +197,8 @@ def test_what_does_not_fit_in_memory_goes_to_disk(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     put("d", pl.DataFrame({"n": range(1_500_000)}).with_columns(text=pl.col("n").hash().cast(pl.String)))
+    spill = datasets.sql("select current_setting('temp_directory')").polars().item()
+    assert Path(spill).is_relative_to(tmp_path)  # and not the folder that one happens to be in
     ranked = "select text, row_number() over (order by text) place from d"
     query = f"select count(*) from ({ranked}) where place > 5"
     assert datasets.sql(query, memory="60MB").polars().item() == 1_500_000 - 5
