@@ -38,6 +38,15 @@ DEFINING = {
 PROGRAMS = [block for _, kind, block in BLOCKS if kind == "python" and block not in DEFINING.values()]
 YAML = [(page, block) for page, kind, block in BLOCKS if kind == "yaml"]
 
+TRIPS = """\
+{"id": 1, "departed": "2013-01-01T10:00:00Z", "arrived": "2013-01-01 12:00", "fare": 12.5, "class": "Y", \
+"route": ["EWR", "ORD"], "seat": {"row": 12, "letter": "A"}}
+{"id": 2, "departed": "2013-01-01T10:00:00Z", "arrived": "-", "fare": "120.00", "class": "C", \
+"route": ["JFK", "BOS", "MIA"]}
+{"id": 3, "departed": "2013-01-01T10:00:00Z", "arrived": "2013-01-01T09:00:00Z", "fare": 1, "class": "Y", \
+"route": ["JFK", "JFK"]}
+"""
+
 
 def here(flights: Commands, text: str) -> str:
     """The pages speak of the reference project under its own name and on the default port."""
@@ -52,6 +61,7 @@ def with_own(flights: Commands) -> Commands:
         (flights.root / f"jobs/{name}.py").write_text(block)
     (flights.root / "data").mkdir(exist_ok=True)
     (flights.root / "data/prices-1.csv").write_text("sku,price\na,1.5\nb,2\n")
+    (flights.root / "data/trips.jsonl").write_text(TRIPS)
     return flights
 
 
