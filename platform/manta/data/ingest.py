@@ -202,6 +202,7 @@ def _change(lake: Lake, head: Head, rows: _Rows) -> Change:
     metadata = {
         "ingest": ingest.name,
         "mode": ingest.mode,
+        "key": list(ingest.contract.key),
         "cursors": cursors,
         "source": rows.reading.token,
         "schema": digest(ingest.contract.model_dump(mode="json")["columns"]),

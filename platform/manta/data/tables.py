@@ -108,6 +108,7 @@ def _compute(context: RunContext, table: FeatureTable, lake: Lake) -> int:
         schema=schema,
         metadata={
             "inputs": json.dumps(versions),
+            "key": [*table.key, *([table.time] if table.time else [])],
             "schema": digest([str(field) for field in schema]),
             "rows": sum(part.rows for part in made),
             "profile": lake.inside(table.dataset, told),
