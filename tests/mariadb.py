@@ -54,7 +54,9 @@ def server() -> Iterator[str]:
         capture_output=True,
         text=True,
     )
-    assert made.returncode == 0, made.stderr
+    if made.returncode:
+        shutil.rmtree(folder)
+        raise AssertionError(made.stderr)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

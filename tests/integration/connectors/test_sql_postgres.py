@@ -212,9 +212,9 @@ def test_all_pieces_are_of_one_snapshot(postgres_url: str, run: Run, what: dict[
 
 def test_a_snapshot_that_is_gone_is_told(postgres_url: str, run: Run) -> None:
     _orders(run, 30)
-    source, ask = Sql(url=postgres_url, table="orders"), asked("id")
+    source, ask = Sql(url=postgres_url, table="orders", partition_on="id"), asked("id")
     with source.opened(ask) as reading:
-        [piece] = reading.pieces
+        [piece] = reading.pieces  # what is small is one
     with pytest.raises(SourceUnreadable, match="snapshot") as failed:
         list(source.read(piece, ask))
     assert "session that held the snapshot has ended" in failed.value.hint

@@ -245,13 +245,15 @@ def _parts(
     source: Sql, session: Any, table: _Table, where: str, rows: int, number: int
 ) -> Sequence[tuple[str, str]]:
     """Conditions that each row meets one of, in the order of the rows, and what to call them."""
+    if number == 1:
+        return [("true", "")]
     key = source.partition_on or source.cursor
     if key is not None:
         found = _ranges(source, session, table, where, rows, number, key)
         if key != source.cursor:
             found.append((f"{_name(key)} is null", f"{key} is null"))
         return found
-    if table.pages is not None and number > 1:
+    if table.pages is not None:
         step = -(-table.pages // number)
         starts = [*range(0, table.pages, step)]
         # The last has no end: whoever cut the pages before this snapshot, all rows are in some piece.
@@ -271,8 +273,6 @@ def _ranges(
 ) -> list[tuple[str, str]]:
     """As many ranges of the key, with about as many rows in each: cut where a sample's quantiles are. A value
     that very many rows share is not cut."""
-    if number == 1:
-        return [("true" if key == source.cursor else f"{_name(key)} is not null", "")]
     share = min(1.0, SAMPLE_ROWS / max(1, rows))
     sample = ""
     if share < 0.5 and table.sampled:
