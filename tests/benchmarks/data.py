@@ -85,6 +85,7 @@ def with_ray(folder: Path) -> None:
     megabytes = float(os.environ.get("MANTA_BENCH_MB", "1000"))
     line = os.environ.get("MANTA_BENCH_LINE", f"10,100,{megabytes:g}")
     manta = Manta(folder)
+    ray_folder = tempfile.mkdtemp(prefix="rb", dir="/tmp")  # its sockets need a short path
     # Ray lowers its workers' priority, which only matters beside other work: there it would be no comparison.
     os.environ |= {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     ray.init(
@@ -94,7 +95,7 @@ def with_ray(folder: Path) -> None:
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,
-        _temp_dir=tempfile.mkdtemp(prefix="rb", dir="/tmp"),
+        _temp_dir=ray_folder,
         runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}},
     )
     try:
@@ -105,6 +106,7 @@ def with_ray(folder: Path) -> None:
         grow(manta, folder, [float(size) for size in line.split(",") if size])
     finally:
         ray.shutdown()
+        shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 # --- what is measured -----------------------------------------------------------------------------------
