@@ -15,6 +15,8 @@ MANTA_BENCH_MB is the size for the comparison (default 1000), MANTA_BENCH_ROUNDS
 MANTA_BENCH_LINE has the sizes of the line ("10,100,1000"), MANTA_BENCH_FOLDER is where the files are made
 (/tmp).
 
+MANTA_BENCH_ROWS is the size of the table in PostgreSQL (5,000,000); see _data_rivals.py.
+
 Another source beside its rivals is another function like `compare_files`, called in `with_ray`: it makes its
 rows, and gives `Manta.execute` an Ingest of its own.
 """
@@ -46,6 +48,7 @@ from manta.ledger.context import RunContext
 from manta.ledger.runs import State
 from manta.ledger.store import Ledger
 from manta.settings import Settings
+from tests.benchmarks._data_rivals import compare_dlt, compare_table
 from tests.conftest import free_ports
 
 CPUS = 2
@@ -103,6 +106,7 @@ def with_ray(folder: Path) -> None:
         write_csv(small, rows=1_000)
         latency(manta, small)
         compare_files(manta, folder, megabytes)
+        compare_table(manta, folder, child, ROUNDS)
         grow(manta, folder, [float(size) for size in line.split(",") if size])
     finally:
         ray.shutdown()
@@ -152,6 +156,7 @@ def compare_files(manta: Manta, folder: Path, megabytes: float) -> None:
             f"  {name:36} {min(costs).seconds:7.2f} s {min(cost.cpu for cost in costs):7.2f} s of CPU   "
             f"{time_ratio:.2f} × the time, {cpu_ratio:.2f} × the CPU of manta"
         )
+    compare_dlt(manta, folder, path, child)
     path.unlink()
     out.unlink()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -53,13 +54,21 @@ class TestAvro(_Files):
     def put(self, rows: pl.DataFrame, place: Path) -> Files:
         import fastavro
 
-        types = {"id": "long", "amount": "long", "ratio": "double", "flag": "boolean"}
-        logical = {"at": ("long", "timestamp-micros"), "day": ("int", "date")}
-        fields = []
-        for name in rows.columns:
-            kind, meaning = logical.get(name, (types.get(name, "string"), None))
-            made = {"type": kind, "logicalType": meaning} if meaning else kind
-            fields.append({"name": name, "type": ["null", made]})
+        types: dict[str, Any] = {"id": "long", "amount": "long", "ratio": "double", "flag": "boolean"}
+        types |= {
+            "at": {"type": "long", "logicalType": "timestamp-micros"},
+            "local": {"type": "long", "logicalType": "local-timestamp-micros"},
+            "day": {"type": "int", "logicalType": "date"},
+            "price": {"type": "bytes", "logicalType": "decimal", "precision": 20, "scale": 4},
+            "blob": "bytes",
+            "tags": {"type": "array", "items": ["null", "string"]},
+            "place": {
+                "type": "record",
+                "name": "place",
+                "fields": [{"name": "city", "type": "string"}, {"name": "lat", "type": "double"}],
+            },
+        }
+        fields = [{"name": name, "type": ["null", types.get(name, "string")]} for name in rows.columns]
         schema = fastavro.parse_schema({"type": "record", "name": "rows", "fields": fields})
         with (place / "rows.avro").open("wb") as stream:
             fastavro.writer(stream, schema, rows.to_dicts(), codec="deflate", sync_interval=2_000)
@@ -70,8 +79,8 @@ class TestNewFilesOnly(_Files):
     incremental = True
 
     def put(self, rows: pl.DataFrame, place: Path) -> Files:
-        rows.write_csv(place / "rows.csv")
+        texts(rows, "blob", "tags", "place").write_csv(place / "rows.csv")
         return Files(path=str(place / "*.csv"), new_only=True)
 
     def more(self, rows: pl.DataFrame, place: Path) -> None:
-        rows.write_csv(place / f"more-{len(list(place.iterdir()))}.csv")
+        texts(rows, "blob", "tags", "place").write_csv(place / f"more-{len(list(place.iterdir()))}.csv")
