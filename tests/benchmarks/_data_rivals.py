@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from manta import Sql
 from manta.definitions import Column, Contract, Ingest
@@ -72,7 +73,7 @@ def compare_table(manta: Ingesting, folder: Path, child: Callable[[str], Any], r
         ours, theirs = [], []
         for _ in range(rounds):
             ours.append(manta.execute(job))
-            theirs.append(child(CONNECTORX.format(url=url, rows=TABLE_ROWS)).seconds)
+            theirs.append(child(CONNECTORX.format(url=_as_host(url), rows=TABLE_ROWS)).seconds)
     ratio = median(other / mine for mine, other in zip(ours, theirs, strict=True))
     print(
         f"PostgreSQL, {TABLE_ROWS:,} rows: manta to a dataset {min(ours):.2f} s, ConnectorX to memory "
@@ -85,6 +86,12 @@ def compare_dlt(manta: Ingesting, folder: Path, path: Path, child: Callable[[str
     asked = {"path": str(path), "out": str(folder / "dlt-out"), "work": str(folder / "dlt-work")}
     other = child(DLT.format(**asked)).seconds
     print(f"  dlt, by Arrow into Parquet: {other:.2f} s beside {mine:.2f} s, {other / mine:.2f} × the time")
+
+
+def _as_host(url: str) -> str:
+    """The URL with the folder of the server's socket where ConnectorX looks for it."""
+    folder = url.split("host=")[1]
+    return f"postgresql://postgres@{quote(folder, safe='')}:5432/postgres"
 
 
 @contextlib.contextmanager
