@@ -7,7 +7,6 @@ rows and the cursor from which the next run reads on. So whoever dies, and whene
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from manta.data import bounds, checks, evolution, keys, profile, upsert
+from manta.data import bounds, checks, cursors, evolution, keys, profile, upsert
 from manta.data.contract import REFUSED
 from manta.data.keys import Part
 from manta.data.lake import Change, Head, Lake, quarantine_of, write_part
@@ -97,7 +96,7 @@ def _ingest(context: RunContext, ingest: Ingest, lake: Lake) -> int:
     ask = Ask(
         root=context.settings.root,
         columns=tuple(ingest.contract.columns),
-        cursor=before.metadata.get("cursors", {}).get(ingest.name),
+        cursor=cursors.read(lake, ingest.dataset, before.metadata, ingest.name),
         each=each,
         tables={name: _table(context, lake, name) for name in ingest.source.datasets()},
         types={name: column.type for name, column in ingest.contract.columns.items()},
@@ -185,25 +184,26 @@ def _change(lake: Lake, head: Head, rows: _Rows) -> Change:
     Raises:
         _Overtaken: it is not one that the rows can be added to.
     """
-    ingest, cursors = rows.ingest, dict(head.metadata.get("cursors", {}))
+    ingest, held = rows.ingest, dict(head.metadata.get("cursors", {}))
     add: list[str] = [part.path for part in rows.parts]
     remove: list[str] | None = []
-    if ingest.source.incremental and cursors.get(ingest.name) != _cursor(rows.before, ingest):
+    now, then = (cursors.kept(each.metadata, ingest.name) for each in (head, rows.before))
+    if ingest.source.incremental and now != then:
         raise _Overtaken
     if ingest.mode == "replace":
-        remove, cursors = None, {}
+        remove, held = None, {}
     elif ingest.mode == "upsert" and head.version is not None:
         changed = upsert.without(lake, ingest.dataset, head.version, add, ingest.contract.key, rows.folder)
         add, remove = [*changed.rewritten, *add], changed.removed
     elif ingest.contract.key and head.version != rows.before.version:
         raise _Overtaken
     if rows.reading.cursor is not None:
-        cursors[ingest.name] = rows.reading.cursor
+        held[ingest.name] = cursors.keep(lake, ingest.dataset, rows.reading.cursor, rows.folder)
     metadata = {
         "ingest": ingest.name,
         "mode": ingest.mode,
         "key": list(ingest.contract.key),
-        "cursors": cursors,
+        "cursors": held,
         "source": rows.reading.token,
         "schema": digest(ingest.contract.model_dump(mode="json")["columns"]),
         "rows": sum(part.rows for part in rows.parts),
@@ -211,8 +211,3 @@ def _change(lake: Lake, head: Head, rows: _Rows) -> Change:
         "profile": lake.inside(ingest.dataset, rows.profile),
     }
     return Change(add, remove, metadata)
-
-
-def _cursor(head: Head, ingest: Ingest) -> Any:
-    held: Mapping[str, Any] = head.metadata.get("cursors", {})
-    return held.get(ingest.name)

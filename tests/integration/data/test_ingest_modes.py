@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 import pytest
 
-from manta.data import ingest
+from manta.data import cursors, ingest
 from manta.data.lake import Lake
 from manta.definitions import Check, Column, Contract, Definition, Ingest, from_json
 from manta.definitions.sources import Ask, Reading, Rows, Source
@@ -118,6 +118,22 @@ def test_append_reads_on_where_it_stopped(
     assert run(third) == 1
     assert third.metrics == {"rows": 0, "refused": 0}
     assert lake.version("numbers") == 1
+
+
+def test_a_long_cursor_is_kept_beside_the_rows(
+    grow: Callable[[str], None], lake: Lake, context_of: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cursors, "LONGEST", 0)
+    job = Ingest(dataset="numbers", source=Lines(path="lines.txt"), contract=PLAIN)
+    grow("1 1, 2 -2")
+    run(context_of(job))
+    grow("3 -3, 4 -4")  # none of them good: the version has no file but the cursor's and the profile's
+    run(context_of(job.replace(contract=Contract(columns=COLUMNS, max_refused=1.0))))
+    grow("5 5")
+    run(context_of(job))
+    assert pairs(lake) == [(1, 1), (5, 5)]
+    (kept,) = lake.metadata("numbers")["cursors"].values()
+    assert Path(lake.path("numbers"), kept["manta:file"]).read_text() == "5"
 
 
 def test_a_version_without_rows_has_a_profile_too(
