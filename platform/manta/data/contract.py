@@ -3,9 +3,10 @@
 Pure: frames in, frames out. Refused rows keep where they came from and what they held, so that whoever
 looks after the source can find and correct them.
 
-Not pandera (0.35, its Polars backend), which was tried: with the same rules over 1M typed rows of 8 columns
-both take about 0.1 s, but it parses no text: one value that cannot be cast leaves every column unchecked, and
-moments with an offset are none to it. What it finds are cases by rule, not rows with all their reasons.
+Not pandera (0.35, its Polars backend), which was tried with the same rules over 1M typed rows of 8 columns:
+it is about as fast where all rows are good, and up to four times as fast where 1 % are bad. But it parses no
+text: one value that cannot be cast leaves every column unchecked, and moments that end in Z are none to it.
+What it finds are cases by rule, not rows with all their reasons and where they came from.
 """
 
 from __future__ import annotations
