@@ -43,11 +43,8 @@ from manta.connectors.files import Files
 from manta.data import ingest
 from manta.data.lake import Lake
 from manta.definitions import Column, Contract, Ingest
-from manta.ledger.actor import OWNER
-from manta.ledger.context import RunContext
-from manta.ledger.runs import State
-from manta.ledger.store import Ledger
 from manta.settings import Settings
+from manta.testing.connectors import run_of
 from tests.benchmarks._data_rivals import compare_dlt, compare_table
 from tests.conftest import free_ports
 
@@ -189,10 +186,6 @@ class Manta:
         self.settings = Settings(
             project="bench", root=folder, home=folder / ".manta", ports=free_ports()
         )._resolved()
-        self.settings.home.mkdir()
-        self.ledger = Ledger(self.settings.ledger_url)
-        self.ledger.create()
-        self.runs = 0
 
     def ingest(self, path: Path, key: tuple[str, ...] = (), form: str = "csv") -> float:
         """Seconds from the run's beginning to its version; the version is then removed."""
@@ -202,19 +195,7 @@ class Manta:
         )
 
     def execute(self, definition: Ingest) -> float:
-        self.runs += 1
-        run = self.ledger.submit(
-            key=str(self.runs),
-            project="bench",
-            job=definition.name,
-            kind=definition.kind,
-            definition=definition.to_json(),
-            fingerprint="f",
-            package="p",
-            by=OWNER,
-        )
-        run = self.ledger.move(self.ledger.start(run, f"s-{run.id}"), State.RUNNING)
-        context = RunContext(self.settings, self.ledger, run, definition, self.settings.root)
+        context = run_of(self.settings, definition)
         began = time.perf_counter()
         ingest.execute(context)
         seconds = time.perf_counter() - began

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
+from functools import partial
 
 import pytest
 
 from manta.data.lake import Lake
 from manta.definitions import Definition
-from manta.ledger.actor import OWNER
 from manta.ledger.context import RunContext
 from manta.ledger.runs import State
-from manta.ledger.store import Ledger
 from manta.settings import Settings
+from manta.testing.connectors import run_of
 
 
 @pytest.fixture
@@ -24,26 +23,7 @@ def lake(settings: Settings) -> Lake:
 @pytest.fixture
 def context_of(settings: Settings) -> Callable[[Definition], RunContext]:
     """A run of the definition, as the worker would begin it."""
-    settings.home.mkdir()
-    ledger = Ledger(settings.ledger_url)
-    ledger.create()
-    keys = count()
-
-    def context(definition: Definition) -> RunContext:
-        run = ledger.submit(
-            key=str(next(keys)),
-            project=settings.project,
-            job=definition.name,
-            kind=definition.kind,
-            definition=definition.to_json(),
-            fingerprint="f",
-            package="p",
-            by=OWNER,
-        )
-        run = ledger.move(ledger.start(run, f"s-{run.id}"), State.RUNNING)
-        return RunContext(settings, ledger, run, definition, settings.root)
-
-    return context
+    return partial(run_of, settings)
 
 
 @pytest.fixture
