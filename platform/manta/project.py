@@ -306,12 +306,11 @@ def _observe(project: Project, root: Path) -> dict[str, str]:
     tokens = {}
     for name, (definition, _) in project.jobs().items():
         if isinstance(definition, Ingest):
-            try:
+            # A source that is not there is the matter of its own run, which says so: the rest goes on.
+            with contextlib.suppress(SourceUnreadable):
                 token = definition.source.observe(root)
-            except SourceUnreadable as error:
-                raise SourceUnreadable(f"ingest {name!r}: {error.message}", hint=error.hint) from None
-            if token is not None:
-                tokens[name] = token
+                if token is not None:
+                    tokens[name] = token
     return tokens
 
 

@@ -237,7 +237,8 @@ def _json(value: object) -> str:
 def _refused(
     values: pl.DataFrame, positions: pl.DataFrame, faults: list[_Fault], bad: pl.Series
 ) -> pl.DataFrame:
-    text = pl.DataFrame([as_text(column) for column in values.filter(bad)])
+    # In one chunk: Polars 2.1 panics over formatted texts of several.
+    text = pl.DataFrame([as_text(column) for column in values.filter(bad)]).rechunk()
     broken = [pl.lit(fault.rows.filter(bad)) for fault in faults]
     reasons = [pl.when(rows).then(fault.reason) for rows, fault in zip(broken, faults, strict=True)]
     rules = [pl.when(rows).then(pl.lit(fault.rule)) for rows, fault in zip(broken, faults, strict=True)]

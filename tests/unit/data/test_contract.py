@@ -314,3 +314,14 @@ def test_long_values_are_cut() -> None:
 def test_a_pattern_that_the_engine_cannot_use() -> None:
     with pytest.raises(DefinitionInvalid, match="pattern of column 'x' cannot be used"):
         checked(Column(type="string", pattern=r"(a)\1"), ["1"])
+
+
+def test_rows_are_refused_from_frames_of_several_chunks() -> None:
+    contract = Contract(columns={"city": Column(type="string"), "lat": Column(type="float64", max=72)})
+    long = "a name that is longer than what Polars holds in place"
+    parts = [pl.DataFrame({"city": [long, long], "lat": ["1.5", above]}) for above in ("80.25", "90", "99")]
+    whole = pl.concat(parts, rechunk=False)
+    assert whole["lat"].n_chunks() == 3
+    positions = pl.DataFrame({"file": ["f"] * 6, "row": range(1, 7)})
+    _, refused = check(whole, contract, positions)
+    assert refused["reason"].to_list() == [f"lat: {each} is above 72" for each in ("80.25", "90", "99")]

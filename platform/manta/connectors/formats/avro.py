@@ -15,7 +15,7 @@ from manta.definitions.sources import Ask, Rows, driver
 from manta.errors import SourceUnreadable
 
 # What fastavro raises of a damaged file, beside EOFError.
-DAMAGES = (ValueError, TypeError, IndexError, KeyError, AssertionError)
+DAMAGES = (ValueError, TypeError, IndexError, KeyError, AssertionError, MemoryError, OverflowError)
 HEADER_BYTES = 2**20
 MARKER = 16
 BATCH_ROWS = 50_000
