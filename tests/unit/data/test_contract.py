@@ -317,11 +317,18 @@ def test_a_pattern_that_the_engine_cannot_use() -> None:
 
 
 def test_rows_are_refused_from_frames_of_several_chunks() -> None:
-    contract = Contract(columns={"city": Column(type="string"), "lat": Column(type="float64", max=72)})
-    long = "a name that is longer than what Polars holds in place"
-    parts = [pl.DataFrame({"city": [long, long], "lat": ["1.5", above]}) for above in ("80.25", "90", "99")]
+    lat = Column(type="float64", max=72)
+    contract = Contract(columns={"lat": lat, "tz": Column(type="int64", max=-4)})
+    parts = [
+        pl.DataFrame({"lat": ["1.5", north], "tz": ["-5", west]})
+        for north, west in (("33.4117", "8"), ("1", "-5"), ("72.270833", "-5"), ("32.4759", "8"))
+    ]
     whole = pl.concat(parts, rechunk=False)
-    assert whole["lat"].n_chunks() == 3
-    positions = pl.DataFrame({"file": ["f"] * 6, "row": range(1, 7)})
+    assert whole["lat"].n_chunks() == 4  # of one no row is refused
+    positions = pl.DataFrame({"file": ["f"] * 8, "row": range(1, 9)})
     _, refused = check(whole, contract, positions)
-    assert refused["reason"].to_list() == [f"lat: {each} is above 72" for each in ("80.25", "90", "99")]
+    assert refused["reason"].to_list() == [
+        "tz: 8 is above -4",
+        "lat: 72.270833 is above 72",
+        "tz: 8 is above -4",
+    ]
