@@ -41,15 +41,14 @@ DEFINITION = {"kind": "job", "name": "work", "fn": "jobs.work:work", "params": {
 
 # The server with an engine that needs no cluster.
 SERVER = """
-import uvicorn
+from manta.api.__main__ import serve
 from manta.api.server import create
 from manta.app import Platform
 from manta.control.inline import InlineEngine
 from manta.settings import Settings
 
 settings = Settings.load(".")
-app = create(Platform(settings, InlineEngine(settings, settings.home / "inline")))
-uvicorn.run(app, port=settings.ports.server, log_level="error", access_log=False)
+serve(create(Platform(settings, InlineEngine(settings, settings.home / "inline"))), settings)
 """
 
 
@@ -117,6 +116,12 @@ def _fill(settings: Settings, runs: int) -> None:
             db.execute(insert(t.runs), rows[start : start + 1000])
             db.execute(insert(t.versions), made[start : start + 1000])
     database.close()
+    if settings.ledger_url.startswith("postgresql"):
+        # As autovacuum does within a minute of so many rows: without statistics the plans are for few.
+        import psycopg
+
+        with psycopg.connect(settings.ledger_url, autocommit=True) as connection:
+            connection.execute("analyze")
 
 
 def _run(number: int) -> dict[str, Any]:
