@@ -33,7 +33,7 @@ from typing import Any
 from manta.ledger.store import Ledger
 from manta.settings import Settings
 from tests.conftest import free_ports
-from tests.soak.load import Applier, Http, Stopper, Submitter, prepare
+from tests.soak.load import Applier, Http, Stopper, Submitter, prepare, traced
 from tests.soak.parts import Postgres, RayHead, Server
 from tests.soak.server import POINTS
 from tests.soak.verdict import Verdict, judge
@@ -86,7 +86,8 @@ class Stage:
         self.ray.start()
         self.server.start()
         self.http = Http(self.settings)
-        of = (self._arguments.seed, self.settings, prepare(self.settings, self.trace), self.trace)
+        project = traced(prepare(self.settings), self.trace)
+        of = (self._arguments.seed, self.settings, project, self.trace)
         several = self._arguments.submitters
         self.stopper, self.applier = Stopper(several, *of), Applier(several + 1, *of)
         self.submitters = [

@@ -200,11 +200,15 @@ def versioned(project: Project, fingerprints: dict[str, str]) -> Project:
     return project.model_copy(update={"described": tuple(map(changed, project.described))})
 
 
-def prepare(settings: Settings, trace: Path) -> Project:
-    """Load the soak's project and put its package; the server is up. Its jobs leave their traces in
-    ``trace``, also those that nobody submits by themselves."""
+def prepare(settings: Settings) -> Project:
+    """Load the soak's project and put its package; the server is up."""
     project, content = load(settings)
     Http(settings).ask("PUT", f"/v1/packages/{project.package}", content=content)
+    return project
+
+
+def traced(project: Project, trace: Path) -> Project:
+    """The project whose jobs leave their traces in ``trace``, also those that nobody submits by themselves."""
     told = tuple(
         each.model_copy(update={"definition": each.definition | {"params": {"trace": str(trace)}}})
         for each in project.described
