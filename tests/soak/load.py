@@ -208,7 +208,7 @@ def prepare(settings: Settings) -> Project:
 
 
 def traced(project: Project, trace: Path) -> Project:
-    """The project whose jobs leave their traces in ``trace``, also those that nobody submits by themselves."""
+    """The project whose jobs leave their traces in ``trace``, also those that nobody submits alone."""
     told = tuple(
         each.model_copy(update={"definition": each.definition | {"params": {"trace": str(trace)}}})
         for each in project.described
