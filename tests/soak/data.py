@@ -55,7 +55,7 @@ RUN_SECONDS = 300.0
 class Runner(threading.Thread):
     """Grows one source, submits its ingest and kills what works on it, ``kills`` times."""
 
-    def __init__(self, stage: Stage, lane: Lane, kills: int) -> None:
+    def __init__(self, stage: Stage, lane: Lane, kills: int, until: float) -> None:
         super().__init__(name=lane.name, daemon=True)
         self.lane = lane
         self.met: Counter[str] = Counter()
@@ -64,6 +64,7 @@ class Runner(threading.Thread):
         self.findings: list[str] = []
         self._stage = stage
         self._kills = kills
+        self._until = until
         self._chance = random.Random(f"{stage.seed}-{lane.name}")
         self._allowed: set[str] = set()
         self._http = Http(stage.settings)
@@ -78,7 +79,7 @@ class Runner(threading.Thread):
             self._round(0, kill=False)
             self._reader.start()
             number = 1
-            while self.met.total() < self._kills:
+            while self.met.total() < self._kills and time.monotonic() < self._until:
                 self._round(number, kill=True)
                 number += 1
                 if self.met.total() % 10 == 0:
@@ -266,6 +267,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.data", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--kills", type=int, default=100, help="for each source")
+    parser.add_argument("--minutes", type=float, default=600, help="begin no further round after that")
     parser.add_argument("--lanes", nargs="+", choices=LANES, default=LANES)
     parser.add_argument("--json", type=Path, help="also write the result there")
     parser.add_argument("--keep", action="store_true", help="keep the folders, also when all is well")
@@ -273,7 +275,7 @@ def main() -> int:
     began = time.monotonic()
     stage = Stage(arguments.seed, arguments.lanes)
     with stage.up() as lanes:
-        runners = [Runner(stage, lane, arguments.kills) for lane in lanes]
+        runners = [Runner(stage, lane, arguments.kills, began + 60 * arguments.minutes) for lane in lanes]
         for runner in runners:
             runner.start()
         for runner in runners:
