@@ -7,7 +7,6 @@ import io
 import json
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -320,14 +319,3 @@ def test_a_run_that_died_before_its_commit_is_done_by_the_next_attempt(
     assert lake.version("flights__quarantine") == 0
     # What the first attempt had staged is gone.
     assert len(list(Path(lake.path("flights")).rglob("*.parquet"))) == 1
-
-
-def test_a_small_ingest_is_quick_once_ray_is_warm(data: Path, context_of: Contexts) -> None:
-    (data / "1.csv").write_text(HEADER + "".join(line(row) for row in range(1, 1_001)))
-    seconds = []
-    for _ in range(4):
-        context = context_of(FLIGHTS)
-        started = time.monotonic()
-        ingest.execute(context)
-        seconds.append(time.monotonic() - started)
-    assert min(seconds) < 2, seconds
