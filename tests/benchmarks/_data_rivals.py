@@ -33,12 +33,12 @@ TABLE = {
 }
 FILL = """
 create table rows as
-select n::bigint as id, (n * 7919 % 1000)::int as shop,
+select n as id, (n * 7919 % 1000)::int as shop,
     case when n % 20 = 0 then null else (n % 30000) / 100.0::float8 end as amount, random() as ratio,
     (array['London', 'Paris', 'New York', 'Rio de Janeiro', 'Zürich'])[1 + n % 5] as city,
     lpad((n * 31 % 1000000)::text, 8, '0') as customer,
     timestamptz '2024-01-01 00:00:00+00' + n % 30000000 * interval '1 second' as at
-from generate_series(0, {rows} - 1) n
+from generate_series(0::bigint, {rows} - 1) n
 """
 CONNECTORX = """
 import connectorx as cx
