@@ -81,7 +81,6 @@ def load(settings: Settings) -> tuple[Project, bytes]:
 
     Raises:
         DefinitionInvalid: it holds no project, or one that does not load.
-        SourceUnreadable: a source is not there.
         InvalidInput: it cannot be packaged: see :func:`pack`.
         Conflict: its files do not keep still.
     """

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from manta import words
 from manta.errors import SettingsInvalid
 from manta.ledger.roles import Role
 from manta.secrets import mapped, plain_passwords, without_passwords
@@ -196,7 +197,7 @@ class Settings(BaseSettings):
         try:
             given = cls(**({"root": root} | values))
         except ValidationError as error:
-            lines = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+            lines = words.faults(error.errors())
             raise SettingsInvalid(
                 f"{where} or a MANTA_* variable: {lines}", hint="see manta.settings.Settings for the names"
             ) from None

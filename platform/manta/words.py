@@ -1,12 +1,23 @@
-"""How values are written: for people in few characters, and as JSON for programs."""
+"""How values are written: for people in few characters, and as JSON or SQL for programs."""
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time
 from typing import Any
+
+
+def faults(errors: Iterable[Mapping[str, Any]], whole: str = "") -> str:
+    """Of pydantic's errors: where each is, and what; ``whole`` is what one that is nowhere in particular is
+    of."""
+    return "; ".join(f"{'.'.join(map(str, each['loc'])) or whole}: {each['msg']}" for each in errors)
+
+
+def quoted(name: str) -> str:
+    """As an identifier in SQL."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def size(count: float) -> str:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
+from manta import words
 from manta.errors import InvalidInput, MantaError, Unauthenticated
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ async def _manta_error(request: Request, error: Exception) -> Response:
 
 async def _invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    lines = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    lines = words.faults(error.errors())
     return of(InvalidInput(lines[:MOST_TEXT], hint=SCHEMA_HINT))
 
 

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,9 +26,6 @@ from manta.connectors._seen import only_new
 from manta.connectors._stores import SCHEMES, Found, Store, local_found, scheme
 from manta.definitions.sources import Ask, Reading, Rows, Source
 from manta.errors import MantaError, SourceUnreadable
-
-if TYPE_CHECKING:
-    pass
 
 _SECRET = re.compile(r"secret|key$|token|password|credential|connection_string|sas", re.IGNORECASE)
 # Named like secrets, and none.

@@ -19,6 +19,7 @@ from pydantic import Field
 from manta.definitions.base import Name, digest
 from manta.definitions.sources import Ask, Reading, Rows, Source, Table
 from manta.errors import SourceUnreadable
+from manta.words import quoted
 
 if TYPE_CHECKING:
     import duckdb
@@ -80,9 +81,9 @@ class Query(Source):
                 relation = connection.sql(f"SELECT * FROM ({self.sql.strip().rstrip(';')}\n)")
                 columns = relation.columns
                 wanted = [name for name in ask.columns if name in columns]
-                quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in wanted)
-                reader = relation.select(quoted).to_arrow_reader(BATCH_ROWS) if wanted else None
-                if reader is not None:
+                if wanted:
+                    selected = relation.select(", ".join(map(quoted, wanted)))
+                    reader = selected.to_arrow_reader(BATCH_ROWS)
                     yield Rows(0, pl.DataFrame(reader.schema.empty_table()), [], columns)
                     for batch in reader:
                         yield Rows(batch.num_rows, pl.DataFrame(batch), [], columns)

@@ -82,7 +82,7 @@ def compact(lake: Lake, name: str, target_bytes: int = TARGET_BYTES) -> Compacte
             _discard(merged)
         raise
     after = lake.files(name, version)
-    _discard([each for each in merged if _inside(lake, name, each.made) not in after])
+    _discard([each for each in merged if lake.inside(name, each.made) not in after])
     return Compacted(name=name, version=version, before=len(held), after=len(after))
 
 
@@ -124,7 +124,3 @@ def _write(lake: Lake, name: str, merged: _Merged, schema: pa.Schema) -> None:
 def _discard(merged: Sequence[_Merged]) -> None:
     for each in merged:
         Path(each.made).unlink(missing_ok=True)
-
-
-def _inside(lake: Lake, name: str, path: str) -> str:
-    return Path(path).relative_to(lake.path(name)).as_posix()

@@ -7,17 +7,15 @@ rows and the cursor from which the next run reads on. So whoever dies, and whene
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import polars as pl
 
 from manta.data import bounds, checks, cursors, evolution, keys, profile, upsert
 from manta.data.contract import REFUSED
 from manta.data.keys import Part
-from manta.data.lake import Change, Head, Lake, quarantine_of, write_part
+from manta.data.lake import Change, Head, Lake, quarantine_of
 from manta.data.landing import Landed, land, tolerate
 from manta.data.parallel import each
 from manta.data.sketch import sketch
@@ -106,7 +104,7 @@ def _ingest(context: RunContext, ingest: Ingest, lake: Lake) -> int:
             context.read_source(ingest.name, reading.token)
         if before.version is not None and not reading.pieces and ingest.source.incremental:
             return before.version
-        with _staged(lake, ingest.dataset, context.run_key) as folder:
+        with lake.staged(ingest.dataset, context.run_key) as folder:
             landed = land(context, ingest, reading, ask, folder)
             reading.verify()
             refused = _settle_keys(ingest, lake, before, landed, folder)
@@ -130,18 +128,6 @@ def _table(context: RunContext, lake: Lake, name: str) -> Table:
     version = context.read("dataset", name).version
     files = tuple(f"{lake.path(name)}/{file}" for file in lake.files(name, version))
     return Table(version, files, lake.schema(name, version), sum(os.path.getsize(file) for file in files))
-
-
-@contextmanager
-def _staged(lake: Lake, dataset: str, run_key: str) -> Any:
-    folder = lake.stage(dataset, run_key)
-    try:
-        yield folder
-    except BaseException:
-        # What ends a run may come when the commit is made: then the files are the dataset's.
-        if lake.committed(dataset, run_key) is None:
-            lake.discard(folder)
-        raise
 
 
 def _settle_keys(ingest: Ingest, lake: Lake, before: Head, landed: Landed, folder: str) -> pl.DataFrame:
@@ -172,10 +158,8 @@ def _quarantine(context: RunContext, ingest: Ingest, lake: Lake, refused: pl.Dat
         pl.lit(context.run_key).alias("run"), pl.lit(token).alias("reading"), pl.col(list(REFUSED))
     )
     key = f"{context.run_key}-{token}"
-    path = f"{lake.stage(quarantine, key)}/00000.parquet"
-    write_part(held, path)
-    change = Change([path], None if ingest.mode == "replace" else (), {"source": token})
-    lake.change(quarantine, lambda _: change, run_key=key, schema=held.head(0).to_arrow().schema)
+    put = lake.replace if ingest.mode == "replace" else lake.append
+    put(quarantine, held, run_key=key, metadata={"source": token})
 
 
 def _change(lake: Lake, head: Head, rows: _Rows) -> Change:

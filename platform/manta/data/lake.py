@@ -11,7 +11,8 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
+from manta.data.commits import told_of
 from manta.errors import Conflict, NotFound
 
 COMMIT_TRIES = 50
@@ -118,7 +120,7 @@ class Lake:
         table = self._open(dataset)
         # Delta gives the history from the newest commit on, whichever version is open.
         commits = {commit["version"]: commit for commit in table.history(table.version() - wanted + 1)}
-        return dict(json.loads(commits[wanted].get("manta", "{}")))
+        return told_of(commits[wanted])
 
     # --- writing --------------------------------------------------------------------------------------
 
@@ -134,6 +136,18 @@ class Lake:
     def inside(self, dataset: str, path: str) -> str:
         """Where a staged file is, as seen from the table's folder: how commits name files."""
         return Path(path).absolute().relative_to(self.path(dataset)).as_posix()
+
+    @contextmanager
+    def staged(self, dataset: str, run_key: str) -> Iterator[str]:
+        """:meth:`stage` a folder, which is removed again if what is done with it fails."""
+        folder = self.stage(dataset, run_key)
+        try:
+            yield folder
+        except BaseException:
+            # What ends a run may come when the commit is made: then the files are the dataset's.
+            if self.committed(dataset, run_key) is None:
+                self.discard(folder)
+            raise
 
     def discard(self, folder: str) -> None:
         """Remove a staged folder that will not be committed."""
@@ -193,13 +207,30 @@ class Lake:
     def replace(
         self, dataset: str, frame: pl.DataFrame, *, run_key: str, metadata: Mapping[str, Any] | None = None
     ) -> int:
-        """Stage and commit a frame that is in memory."""
-        path = f"{self.stage(dataset, run_key)}/00000.parquet"
-        write_part(frame, path)
-        schema = frame.head(0).to_arrow().schema
-        return self.commit(dataset, [path], run_key=run_key, schema=schema, metadata=metadata)
+        """Stage a frame that is in memory, and make it the whole content."""
+        return self._put(dataset, frame, None, run_key, metadata or {})
+
+    def append(
+        self, dataset: str, frame: pl.DataFrame, *, run_key: str, metadata: Mapping[str, Any] | None = None
+    ) -> int:
+        """Stage a frame that is in memory, and add it."""
+        return self._put(dataset, frame, (), run_key, metadata or {})
 
     # --- inside ---------------------------------------------------------------------------------------
+
+    def _put(
+        self,
+        dataset: str,
+        frame: pl.DataFrame,
+        remove: Sequence[str] | None,
+        run_key: str,
+        metadata: Mapping[str, Any],
+    ) -> int:
+        path = f"{self.stage(dataset, run_key)}/00000.parquet"
+        write_part(frame, path)
+        change = Change([path], remove, metadata)
+        schema = frame.head(0).to_arrow().schema
+        return self.change(dataset, lambda _: change, run_key=run_key, schema=schema)
 
     def _exists(self, dataset: str) -> bool:
         return DeltaTable.is_deltatable(self.path(dataset))

@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 
 from manta.data.lake import Lake
 from manta.errors import InvalidInput
+from manta.words import quoted
 
 if TYPE_CHECKING:
     import duckdb
@@ -100,9 +101,7 @@ class Rows:
         import duckdb
 
         relation = duckdb.connect().from_arrow(self.dataset())
-        return relation.project(
-            ", ".join('"{}"'.format(column.replace('"', '""')) for column in self.columns)
-        )
+        return relation.project(", ".join(map(quoted, self.columns)))
 
     def sample(self, rows: int = 10, seed: int = 0) -> pl.DataFrame:
         """See :meth:`Datasets.sample`."""
@@ -129,8 +128,3 @@ def height_of(table: DeltaTable) -> int:
 
 def bytes_of(table: DeltaTable) -> int:
     return sum(pa.table(table.get_add_actions())["size_bytes"].to_pylist())
-
-
-def quoted(name: str) -> str:
-    """As an identifier in SQL."""
-    return '"' + name.replace('"', '""') + '"'

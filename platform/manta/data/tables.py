@@ -80,8 +80,7 @@ def _compute(context: RunContext, table: FeatureTable, lake: Lake) -> int:
     if table.partition_by:
         automatic = min(PARTITIONS_PER_CPU * cpus(), -(-rows // ROWS_PER_PARTITION))
         partitions = table.partitions or max(1, automatic)
-    folder = lake.stage(table.dataset, context.run_key)
-    try:
+    with lake.staged(table.dataset, context.run_key) as folder:
         work = _Work(
             table=table,
             lake=str(lake.folder),
@@ -98,22 +97,19 @@ def _compute(context: RunContext, table: FeatureTable, lake: Lake) -> int:
             made = _partitions(context, work._replace(partitions=1))
         schema = _one_schema(table, made)
         told = profile.keep([part.sketch for part in made if part.sketch is not None], folder)
-    except BaseException:
-        lake.discard(folder)
-        raise
-    return lake.commit(
-        table.dataset,
-        [part.path for part in made if part.path],
-        run_key=context.run_key,
-        schema=schema,
-        metadata={
-            "inputs": json.dumps(versions),
-            "key": [*table.key, *([table.time] if table.time else [])],
-            "schema": digest([str(field) for field in schema]),
-            "rows": sum(part.rows for part in made),
-            "profile": lake.inside(table.dataset, told),
-        },
-    )
+        return lake.commit(
+            table.dataset,
+            [part.path for part in made if part.path],
+            run_key=context.run_key,
+            schema=schema,
+            metadata={
+                "inputs": json.dumps(versions),
+                "key": [*table.key, *([table.time] if table.time else [])],
+                "schema": digest([str(field) for field in schema]),
+                "rows": sum(part.rows for part in made),
+                "profile": lake.inside(table.dataset, told),
+            },
+        )
 
 
 def _inputs(table: FeatureTable, lake: Lake, versions: dict[str, str]) -> tuple[frozenset[str], int]:

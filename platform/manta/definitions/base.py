@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
 
+from manta import words
 from manta.errors import DefinitionInvalid
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
@@ -110,10 +111,7 @@ class Definition(Frozen):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            lines = "; ".join(
-                f"{'.'.join(map(str, problem['loc'])) or 'definition'}: {problem['msg']}"
-                for problem in error.errors()
-            )
+            lines = words.faults(error.errors(), "definition")
             name = fields.get("name", "?")
             raise DefinitionInvalid(f"{type(self).__name__} {name!r}: {lines}") from None
 

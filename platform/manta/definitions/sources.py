@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 
+from manta import words
 from manta.definitions.base import Frozen
 from manta.errors import ExtraMissing
 
@@ -61,6 +62,8 @@ class Rows(NamedTuple):
         columns: the columns that the source has here; of a format whose rows need not have all, those seen.
         numbers: how the source itself numbers all ``height`` rows (Kafka's offsets); None when a row's number
             is its place in the file, counted from 1.
+        texts: of a source of texts that gave ``values`` in the contract's types: the same rows as texts, by
+            which those that are refused are told.
     """
 
     height: int
@@ -115,8 +118,8 @@ class Reading:
     """One reading of a source: what there is to read, all of one moment where the source can give that.
 
     Attributes:
-        pieces: in the order of the rows, some ten megabytes each. None: there is nothing new, so that the run
-            makes no version.
+        pieces: in the order of the rows, some ten megabytes each. Empty, of an incremental source: there is
+            nothing new, and the run makes no version.
         token: names the state of the source that is read; for lineage, and to see that it has changed.
         cursor: where the next reading begins, as JSON; committed with the rows. None: it reads all again.
         verify: called when all is read, before the commit; raises SourceUnreadable if what was read is not
@@ -203,14 +206,16 @@ class Source(Frozen):
 
 def connectors() -> dict[str, Callable[[], Any]]:
     """How to load each connector there is, by its kind: manta's own, and those of installed packages."""
+    return {entry.name: entry.load for entry in entry_points(group=ENTRY_POINTS)} | _own()
+
+
+def _own() -> dict[str, Callable[[], Any]]:
     package = importlib.import_module(CONNECTORS)
-    found: dict[str, Callable[[], Any]] = {
-        entry.name: entry.load for entry in entry_points(group=ENTRY_POINTS)
+    return {
+        module.name: partial(importlib.import_module, f"{CONNECTORS}.{module.name}")
+        for module in pkgutil.iter_modules(package.__path__)
+        if not module.ispkg and not module.name.startswith("_")
     }
-    for module in pkgutil.iter_modules(package.__path__):
-        if not module.ispkg and not module.name.startswith("_"):
-            found[module.name] = partial(importlib.import_module, f"{CONNECTORS}.{module.name}")
-    return found
 
 
 def source_type(kind: str) -> type[Source]:
@@ -219,13 +224,14 @@ def source_type(kind: str) -> type[Source]:
     Raises:
         ValueError: there is no such connector, or its module has no source of this kind.
     """
-    known = connectors()
-    if kind not in known:
+    # First manta's own: to look through what all installed packages offer takes milliseconds each time.
+    load = _own().get(kind) or connectors().get(kind)
+    if load is None:
         raise ValueError(
-            f"there is no connector {kind!r}; there are {', '.join(sorted(known))} "
+            f"there is no connector {kind!r}; there are {', '.join(sorted(connectors()))} "
             f"(one is a module, found by its name or by an entry point in {ENTRY_POINTS!r})"
         )
-    loaded = known[kind]()
+    loaded = load()
     if isinstance(loaded, type):
         return loaded
     for each in vars(loaded).values():
@@ -244,8 +250,7 @@ def _parsed(value: Any) -> Any:
     try:
         return found(**fields)
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise ValueError(f"{found.__name__}: {told}") from None
+        raise ValueError(f"{found.__name__}: {words.faults(error.errors())}") from None
 
 
 AnySource = Annotated[SerializeAsAny[Source], BeforeValidator(_parsed)]

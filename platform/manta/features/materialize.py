@@ -26,9 +26,10 @@ from manta.errors import FeaturesUnavailable
 from manta.features import asof
 from manta.features.compiled import Service, View, read_manifest, service_of
 from manta.features.historical import side_of
-from manta.features.online_sqlite import create_table, quoted, seconds_kept, writable
+from manta.features.online_sqlite import create_table, seconds_kept, writable
 from manta.features.wire import key_encoder, value_encoder
 from manta.ledger.context import RunContext
+from manta.words import quoted
 
 KEYS_PER_BATCH = 20_000
 

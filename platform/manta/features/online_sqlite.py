@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from manta.errors import FeaturesUnavailable
+from manta.words import quoted
 
 KEYS_PER_QUERY = 512
 MOST_VARIABLES = 30_000  # SQLite takes 32,766 in one statement
@@ -97,10 +98,6 @@ def create_table(connection: sqlite3.Connection, table: str) -> None:
         "value_text TEXT, vector_value BLOB, event_ts timestamp, created_ts timestamp, "
         "PRIMARY KEY(entity_key, feature_name))"
     )
-
-
-def quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def seconds_kept(at: datetime) -> int:
