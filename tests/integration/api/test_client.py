@@ -18,7 +18,7 @@ from manta.api.server import create
 from manta.app import Platform
 from manta.client import Client
 from manta.control.inline import InlineEngine
-from manta.errors import InvalidInput, NotFound, PlatformDown, RunFailed, SourceUnreadable
+from manta.errors import DefinitionInvalid, InvalidInput, NotFound, PlatformDown, RunFailed
 from manta.ledger.runs import State
 from manta.plan import Action
 from manta.settings import Settings
@@ -102,8 +102,8 @@ def test_errors_come_through_as_what_they_were(client: Client) -> None:
     with pytest.raises(NotFound, match="no endpoint serves 'delay'") as no_endpoint:
         client.predict("delay", {"keys": {}})
     assert "manta apply" in no_endpoint.value.hint
-    Path("data/one.csv").unlink()
-    with pytest.raises(SourceUnreadable):
+    Path("jobs/raw.py").write_text(JOBS + "again = Ingest(dataset='raw', source=source, contract=numbers)\n")
+    with pytest.raises(DefinitionInvalid, match="raw"):
         client.plan()
 
 

@@ -112,10 +112,10 @@ def test_health_readiness_and_metrics(served, owner: httpx.Client, monkeypatch: 
     with served.http(None) as nobody:
         assert nobody.get("/healthz").json()["status"] == "ok"
         until = time.monotonic() + 60
-        while nobody.get("/readyz").status_code == 503:  # the controller has just begun
-            assert time.monotonic() < until
+        while (ready := nobody.get("/readyz")).status_code == 503:  # the controller has just begun
+            assert time.monotonic() < until, ready.text
             time.sleep(0.1)
-        assert nobody.get("/readyz").json() == {"ledger": "ok", "controller": "ok", "ray": "ok"}
+        assert ready.json() == {"ledger": "ok", "controller": "ok", "ray": "ok"}
         served.run_of("mine")
         owner.get("/v1/runs/1")
         owner.get("/v1/runs/999")
