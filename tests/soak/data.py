@@ -1,9 +1,10 @@
 """`python -m tests.soak.data`: kill what works on ingests, and compare the datasets with what was put in.
 
 Three lanes at once, each a source that grows (a folder of files, a PostgreSQL, a Kafka broker) and an ingest
-that reads on: real server, real Ray head, one ledger. While a run works, one of these is killed by SIGKILL:
+that reads on: real server, real Ray head, one ledger. While a run works, one of these is killed by SIGKILL,
+up to five times in each run:
 
-    task       a process of Ray that reads and stages
+    task       the processes of Ray that read and stage for it
     driver     the run's own process: at a random moment, or when it has staged files and not committed, or
                when it has committed and not said so
     server     manta's server, which is started again
@@ -29,7 +30,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ PROJECT = Path(__file__).parent / "ingests"
 LANES = ["files", "sql", "kafka"]
 VICTIMS = {"task": 3, "driver": 2, "staged": 2, "committed": 2, "server": 1}
 TWO_AT_ONCE = 0.2
+KILLS_A_RUN = 5  # at most
+TASK_SECONDS = 0.3  # of small work, once the process has made its imports
 RUN_SECONDS = 300.0
 
 
@@ -70,7 +73,7 @@ class Runner(threading.Thread):
         self._http = Http(stage.settings)
         self._lake = Lake(stage.settings.datasets)
         self._reader = threading.Thread(target=self._read, daemon=True)
-        self._seconds = 5.0  # how long a run takes
+        self._seconds = 5.0  # how long a run's own process lives
         self.over = threading.Event()
         self.read = 0
 
@@ -97,17 +100,32 @@ class Runner(threading.Thread):
         self.lane.grow(number)
         # Before anything can read it; the runs of earlier rounds have ended.
         self._allowed.add(expected(self.lane))
-        began = time.monotonic()
-        version = self._lake.version(self.name)
+        version = self._lake.version(self.name) or 0
         both = kill and self._chance.random() < TWO_AT_ONCE
         ids = [self._submit(f"{number}-{each}") for each in range(1 + both)]
-        victim = self._chance.choices(list(VICTIMS), list(VICTIMS.values()))[0]
-        if kill and (met := self._kill(victim, ids[0], version)):
-            self.met[met] += 1
+        if kill:
+            self._kill_again_and_again(ids[0], version)
+        else:
+            self._measure(ids[0])
         for run in ids:
             self._ended(run)
-        if not kill:
+
+    def _measure(self, run: int) -> None:
+        """How long a run's own process lives."""
+        driver = self._driver(run)
+        began = time.monotonic()
+        if driver is not None:
+            driver.wait(RUN_SECONDS)
             self._seconds = time.monotonic() - began
+
+    def _kill_again_and_again(self, run: int, version: int) -> None:
+        for _ in range(self._chance.randint(1, KILLS_A_RUN)):
+            victim = self._chance.choices(list(VICTIMS), list(VICTIMS.values()))[0]
+            driver = self._driver(run)
+            if driver is None:
+                return
+            if self._kill(victim, run, driver, version):
+                self.met[victim] += 1
 
     def _submit(self, key: str) -> int:
         body = {
@@ -133,32 +151,26 @@ class Runner(threading.Thread):
 
     # --- killing --------------------------------------------------------------------------------------
 
-    def _kill(self, victim: str, run: int, version: int | None) -> str | None:
-        """Kills, and says what; None when there was nothing left to kill."""
-        found = self._driver(run)
-        if found is None:
-            return None
-        if victim in ("staged", "committed"):
-            log = Path(self._lake.path(self.name), "_delta_log", f"{(version or 0) + 1:020d}.json")
-            parts = Path(self._lake.path(self.name), "parts")
-            happened = (
-                log.exists if victim == "committed" else lambda: any(parts.glob(f"*-{run}/*/*.parquet"))
-            )
-            while not happened() and found.is_running():
-                time.sleep(0.001)
-        elif victim == "task":
-            until = time.monotonic() + 2 * self._seconds
-            while self._task() is None and found.is_running() and time.monotonic() < until:
-                time.sleep(0.05)
-            time.sleep(self._chance.uniform(0, 0.3))
-        else:
-            time.sleep(self._chance.uniform(0, self._seconds))
+    def _kill(self, victim: str, run: int, driver: psutil.Process, version: int) -> bool:
+        """Whether there was something left to kill when the moment came."""
+        dataset = Path(self._lake.path(self.name))
+        if victim == "committed":
+            log = dataset / f"_delta_log/{version + 1:020d}.json"
+            return _until(driver, log.exists) and _kill(driver)
+        if victim == "staged":
+            before = _staged(dataset, run)
+            return _until(driver, lambda: bool(_staged(dataset, run) - before)) and _kill(driver)
+        if victim == "task":
+            found: list[psutil.Process] = []
+            _until(driver, lambda: bool(found.extend(self._tasks()) or found), pause=0.05)
+            time.sleep(self._chance.uniform(0, TASK_SECONDS))
+            killed = [_kill(task) for task in found]
+            return any(killed)
+        time.sleep(self._chance.uniform(0, self._seconds))
         if victim == "server":
             self._stage.restart_server()
-            return victim
-        if victim == "task":
-            found = self._task()
-        return victim if found is not None and _kill(found) else None
+            return True
+        return _kill(driver)
 
     def _driver(self, run: int) -> psutil.Process | None:
         """The run's own process, once it is there; None when the run has ended before."""
@@ -169,14 +181,15 @@ class Runner(threading.Thread):
                 return found[0]
             if self._http.ask("GET", f"/v1/runs/{run}").json()["ended_at"]:
                 return None
+            time.sleep(0.1)
         raise RuntimeError(f"run {run} has not begun after {RUN_SECONDS:.0f} s")
 
-    def _task(self) -> psutil.Process | None:
-        """A process of this Ray that reads and stages for some lane, now or soon."""
+    def _tasks(self) -> list[psutil.Process]:
+        """The processes of this Ray that read and stage for this lane now."""
         mark = f"{self._stage.settings.home}:ray"
-        working = _processes(lambda line: line[0].startswith("ray::MapBatches"))
-        ours = [process for process in working if processes.mark_of(process) == mark]
-        return self._chance.choice(ours) if ours else None
+        title = f"ray::land {self.name}"
+        working = _processes(lambda line: line[0].startswith(title))
+        return [process for process in working if processes.mark_of(process) == mark]
 
     # --- reading --------------------------------------------------------------------------------------
 
@@ -187,7 +200,7 @@ class Runner(threading.Thread):
             try:
                 version = self._lake.version(self.name)
                 if version == seen:
-                    time.sleep(0.01)
+                    time.sleep(0.02)
                     continue
                 found, seen = digest(self._lake.read(self.name, version)), version
             except MantaError as error:
@@ -196,6 +209,26 @@ class Runner(threading.Thread):
             self.read += 1
             if found not in self._allowed:
                 self.findings.append(f"reader: version {version} holds {found}, which the source never was")
+
+
+def _until(driver: psutil.Process, happened: Callable[[], bool], pause: float = 0.002) -> bool:
+    """Waits for that; False when the driver has ended before."""
+    while not happened():
+        if not _lives(driver):
+            return False
+        time.sleep(pause)
+    return True
+
+
+def _staged(dataset: Path, run: int) -> set[Path]:
+    return set(dataset.glob(f"parts/*-{run}/*/*.parquet"))
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _processes(wanted: Any) -> list[psutil.Process]:
@@ -208,6 +241,8 @@ def _processes(wanted: Any) -> list[psutil.Process]:
 
 
 def _kill(process: psutil.Process) -> bool:
+    if not _lives(process):
+        return False
     try:
         process.kill()
     except psutil.NoSuchProcess:

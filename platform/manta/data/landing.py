@@ -57,7 +57,8 @@ def land(context: RunContext, ingest: Ingest, reading: Reading, ask: Ask, folder
     by_piece: dict[int, Landed] = {}
     done = 0.0
     context.progress(0, total, "MB")
-    for index, landed in each(work, list(enumerate(pieces)), tasks=math.ceil(total / TASK_MEGABYTES) or 1):
+    tasks = math.ceil(total / TASK_MEGABYTES) or 1
+    for index, landed in each(work, list(enumerate(pieces)), tasks=tasks, name=f"land {ingest.dataset}"):
         by_piece[index] = landed
         done += pieces[index].size / 1e6
         context.progress(done, total, "MB")

@@ -29,12 +29,12 @@ def cpus() -> int:
 
 
 def each(
-    function: Callable[[Any], Any], items: Sequence[Any], *, tasks: int | None = None
+    function: Callable[[Any], Any], items: Sequence[Any], *, tasks: int | None = None, name: str = ""
 ) -> Iterator[tuple[int, Any]]:
     """Gives ``(index, function(item))`` for every item, as they are ready.
 
-    At most ``tasks`` Ray tasks do it. A process that has not worked for this run before spends a second or
-    two on imports: small work is better done by few.
+    At most ``tasks`` Ray tasks do it, which Ray's dashboard shows as ``name``. A process that has not worked
+    for this run before spends a second or two on imports: small work is better done by few.
 
     Raises:
         MantaError: as ``function`` raised it; the items not begun by then are given up.
@@ -50,6 +50,7 @@ def each(
     size = math.ceil(len(items) / min(len(items), tasks or len(items), TASKS_PER_CPU * workers))
     waiting = iter(range(0, len(items), size))
     work = ray.remote(num_cpus=1, max_retries=TASK_TRIES - 1, scheduling_strategy="SPREAD")(_outcomes)
+    work = work.options(name=name or _outcomes.__name__)
     shared = ray.put(cloudpickle.dumps(function))
     started: set[Any] = set()
 

@@ -130,7 +130,9 @@ def _inputs(table: FeatureTable, lake: Lake, versions: dict[str, str]) -> tuple[
 def _partitions(context: RunContext, work: _Work) -> list[_Made]:
     made: dict[int, _Made] = {}
     context.progress(0, work.partitions, "partitions")
-    for index, part in each(partial(_partition, work), range(work.partitions)):
+    for index, part in each(
+        partial(_partition, work), range(work.partitions), name=f"make {work.table.name}"
+    ):
         made[index] = part
         context.progress(len(made), work.partitions, "partitions")
     return [made[index] for index in range(work.partitions)]

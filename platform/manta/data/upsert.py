@@ -40,7 +40,8 @@ def without(
     removed, rewritten = [], []
     work = _Work(lake.path(dataset), tuple(staged), tuple(key), folder)
     if staged:
-        for _, changed in each(partial(_without, work), _groups(lake.files(dataset, version))):
+        files = _groups(lake.files(dataset, version))
+        for _, changed in each(partial(_without, work), files, name=f"upsert {dataset}"):
             removed += changed.removed
             rewritten += changed.rewritten
     return Changed(removed, rewritten)
@@ -55,7 +56,8 @@ def held_keys(
     if not staged:
         return empty
     work = _Work(lake.path(dataset), staged, tuple(key), "")
-    found = [keys for _, keys in each(partial(_held, work), _groups(lake.files(dataset, version)))]
+    files = _groups(lake.files(dataset, version))
+    found = [keys for _, keys in each(partial(_held, work), files, name=f"keys of {dataset}")]
     keys: pl.DataFrame = pl.concat([empty, *found]).unique()
     return keys
 
