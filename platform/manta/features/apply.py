@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from feast.diff.registry_diff import apply_diff_to_registry
 from manta.definitions import digest
 from manta.errors import DefinitionInvalid
 from manta.features.config import FOLDER
-from manta.features.manifest import compile_service
-from manta.features.online_sqlite import writable
+from manta.features.manifest import compile_service, store_of
 from manta.features.repo import Repo, open_store, parse
+from manta.features.stores import open_store_of
 from manta.ledger.context import RunContext
 from manta.settings import Settings
 
@@ -86,8 +86,8 @@ def _register(store: FeatureStore, repo: Repo) -> None:
     )
     store.registry.update_infra(infra, store.project, commit=True)
     store.refresh_registry()
-    with writable(store.config.online_store.path):
-        pass  # leaves the file in WAL mode, so that no reader ever waits for a writer
+    with closing(open_store_of(store_of(store))) as online:
+        online.prepare()
 
 
 def _replace_changed_outputs(store: FeatureStore, repo: Repo) -> None:

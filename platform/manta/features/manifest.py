@@ -59,7 +59,7 @@ def compile_service(store: FeatureStore, name: str, functions: Functions) -> dic
     body = {
         "name": name,
         "project": store.project,
-        "store": _store_of(store),
+        "store": store_of(store),
         "views": [asdict(view) for view in compiled],
         "on_demand": [asdict(view) for view in on_demand],
         "features": [[label, f.name] for label, p in projections.items() for f in p.features],
@@ -185,7 +185,8 @@ def _view_of(store: FeatureStore, label: str, view: FeatureView, features: Mappi
     return view_of(label, view, features, compute_table_id(store.project, view, versions))
 
 
-def _store_of(store: FeatureStore) -> dict[str, Any]:
+def store_of(store: FeatureStore) -> dict[str, Any]:
+    """What a manifest says of the online store; see `stores/`."""
     path = Path(store.config.online_store.path)
     if not path.is_absolute() and store.config.repo_path:
         path = store.config.repo_path / path

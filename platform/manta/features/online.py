@@ -6,17 +6,17 @@ called, once each, for all rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from manta.definitions import load_function
-from manta.errors import FeaturesUnavailable, RequestInvalid
+from manta.errors import RequestInvalid
 from manta.features.compiled import View, service_of
 from manta.features.on_demand import compute
-from manta.features.online_sqlite import Row, SqliteRows
+from manta.features.stores import Row, open_store_of
 from manta.features.wire import decode_value, key_encoder
 
 # The types that callers tell apart; numbers are Python's, whatever their width in the store.
@@ -52,19 +52,6 @@ class Looked:
     status: dict[str, list[Status]]
 
 
-class Rows(Protocol):
-    """The online tables of some views, as a reader uses them; one class for each kind of store."""
-
-    def fetch(self, keys: Sequence[Sequence[bytes]]) -> Iterable[Row]:
-        """What is held under the keys of each table, in the order of the tables."""
-        ...
-
-
-STORES: dict[str, Callable[[dict[str, Any], Sequence[str]], Rows]] = {
-    "sqlite": lambda store, tables: SqliteRows(store["path"], tables),
-}
-
-
 class OnlineReader:
     """Reads the features of one service. Safe to use from several threads.
 
@@ -84,14 +71,8 @@ class OnlineReader:
 
     def __init__(self, manifest: dict[str, Any], service: str) -> None:
         self._service = service_of(manifest, service)
-        store = self._service.store
-        if store["kind"] not in STORES:
-            raise FeaturesUnavailable(
-                f"manta does not read an online store of kind {store['kind']!r}",
-                hint=f"it reads {', '.join(STORES)}",
-            )
         self._views = [_ViewReader(view) for view in self._service.views]
-        self._rows = STORES[store["kind"]](store, [view.table for view in self._service.views])
+        self._rows = open_store_of(self._service.store).rows(self._service.views)
         self._on_demand = [(view, load_function(view.function)) for view in self._service.on_demand]
         self.join_keys: tuple[str, ...] = tuple(self._service.join_keys)
         self.request_fields = {name: _caller(kind) for name, kind in self._service.request.items()}
@@ -109,15 +90,29 @@ class OnlineReader:
             FeaturesUnavailable: the store cannot be read.
             DefinitionInvalid: an on-demand function failed.
         """
-        rows = len(at)
-        known = self._known(columns, rows)
-        instants = [(when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() for when in at]
-        answers = [view.asked(known, rows) for view in self._views]
+        question = self._question(columns, at)
+        return self._answered(question, self._rows.fetch(question.keys))
+
+    async def read_async(self, columns: Mapping[str, Sequence[Any]], at: Sequence[datetime]) -> Looked:
+        """As :meth:`read`, in an event loop."""
+        question = self._question(columns, at)
+        return self._answered(question, await self._rows.fetch_async(question.keys))
+
+    def _question(self, columns: Mapping[str, Sequence[Any]], at: Sequence[datetime]) -> _Question:
+        known = self._known(columns, len(at))
+        answers = [view.asked(known, len(at)) for view in self._views]
+        instants = [
+            round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1e6) for when in at
+        ]
+        return _Question(known, instants, answers, [list(answer.rows_of) for answer in answers])
+
+    def _answered(self, question: _Question, rows: Iterable[Row]) -> Looked:
+        known, answers = question.known, question.answers
+        for place, key, name, value, event in rows:
+            answers[place].take(key, name, value, event, question.at)
         found = {place: values for answer in answers for place, values in answer.values.items()}
-        for place, key, name, value, event in self._rows.fetch([list(each.rows_of) for each in answers]):
-            answers[place].take(key, name, value, event, instants)
         for demand, function in self._on_demand:
-            answer = compute(demand, function, found, known, rows)
+            answer = compute(demand, function, found, known, len(question.at))
             found |= {f"{demand.name}__{name}": values for name, values in answer.items()}
         values = {name: found[f"{view}__{name}"] for view, name in self._service.features}
         return Looked(
@@ -158,12 +153,22 @@ def _field(kind: str, value: Any) -> Any:
     return float(value) if kind == "float64" else value
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A request as the store is asked it. ``at``: microseconds; ``keys``: those of each view."""
+
+    known: dict[str, Sequence[Any]]
+    at: list[int]
+    answers: list[_Answer]
+    keys: list[list[bytes]]
+
+
 class _ViewReader:
     """What reading one view takes that does not depend on the request."""
 
     def __init__(self, view: View) -> None:
         self.name = view.name
-        self.ttl = view.ttl_seconds
+        self.ttl = round(view.ttl_seconds * 1e6)
         self.places = {feature.name: f"{view.name}__{feature.name}" for feature in view.features}
         self._keys = view.keys
         self._encode = key_encoder([(key.join_key, key.type) for key in view.keys])
@@ -195,7 +200,7 @@ class _Answer:
         self._oldest: list[int | None] = [None] * rows
         self._expired = [False] * rows
 
-    def take(self, key: bytes, name: str, value: bytes, event: int, at: Sequence[float]) -> None:
+    def take(self, key: bytes, name: str, value: bytes, event: int, at: Sequence[int]) -> None:
         """One value of the store, for all rows that asked for its key."""
         place = self._view.places.get(name)
         if place is None:
@@ -211,7 +216,7 @@ class _Answer:
                 self._oldest[i] = event
 
     def fresh(self) -> list[datetime | None]:
-        return [None if event is None else datetime.fromtimestamp(event, UTC) for event in self._oldest]
+        return [None if event is None else datetime.fromtimestamp(event / 1e6, UTC) for event in self._oldest]
 
     def status(self) -> list[Status]:
         return [

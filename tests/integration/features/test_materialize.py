@@ -23,9 +23,10 @@ from manta.features import materialize as materializing
 from manta.features.asof import newest
 from manta.features.compiled import Service
 from manta.features.historical import side_of
-from manta.features.materialize import materialize, write_view
+from manta.features.materialize import materialize
 from manta.features.online import OnlineReader, Status
-from manta.features.online_sqlite import writable
+from manta.features.stores import open_store_of
+from manta.features.stores.sqlite import writable
 from manta.ledger.actor import OWNER
 from manta.ledger.context import RunContext
 from manta.ledger.runs import State, Version
@@ -90,8 +91,8 @@ def test_of_a_view_that_is_pushed_to_nothing_newer_is_lost(shop: Shop) -> None:
     pushed = type(view)(**{**vars(view), "pushed": True})
 
     def write(rows: pl.DataFrame) -> int:
-        with writable(str(shop.settings.home / "feast" / "online.db")) as connection:
-            return write_view(connection, pushed, newest(side_of(pushed, rows.lazy())))
+        store = open_store_of(shop.service("trip").store)
+        return store.write(pushed, newest(side_of(pushed, rows.lazy())), whole=True)
 
     assert write(weather(("rom", 6, 1.0), ("bari", 5, 2.0))) == 2
     assert write(weather(("rom", 5, 7.0), ("oslo", 5, 3.0), ("bari", 6, 4.0))) == 3
@@ -181,16 +182,17 @@ KILLED = """
 import json, sys, time
 from datetime import datetime
 import manta.features.materialize as m
+import manta.features.stores.sqlite as s
 from manta.features.compiled import read_manifest, service_of
 manifest, lake, versions, until = json.loads(sys.argv[1])
-rows = m._rows
+rows = s._rows
 def slow(view, batch, keys):
     for i, row in enumerate(rows(view, batch, keys)):
         if view.name == "weather" and i == 700:
             print("half way", flush=True)
             time.sleep(60)
         yield row
-m._rows = slow
+s._rows = slow
 m.materialize(service_of(read_manifest(manifest), "trip"), lake, versions, datetime.fromisoformat(until))
 """
 

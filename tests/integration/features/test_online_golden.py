@@ -241,8 +241,8 @@ def test_a_store_that_is_not_there_says_what_to_do(shop: Shop) -> None:
     manifest["service"]["views"][0]["table"] = "test_gone"
     with pytest.raises(FeaturesUnavailable, match="no such table: test_gone"):
         OnlineReader(manifest, "trip").read(asked, [END])
-    manifest["service"]["store"]["kind"] = "redis"
-    with pytest.raises(FeaturesUnavailable, match="kind 'redis'"):
+    manifest["service"]["store"]["kind"] = "etcd"
+    with pytest.raises(FeaturesUnavailable, match="kind 'etcd'"):
         OnlineReader(manifest, "trip")
     with pytest.raises(NotFound, match="not 'plain'"):
         OnlineReader(manifest, "plain")

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from manta.definitions import Endpoint
-from manta.features.online_sqlite import create_table, quoted, seconds_kept, writable
+from manta.features.stores.sqlite import create_table, quoted, seconds_kept, writable
 from manta.features.wire import key_encoder, value_encoder
 from manta.models import package
 
