@@ -136,13 +136,22 @@ def _column(kind: pl.DataType, values: pl.Series) -> Column:
     counted = Column(kind, len(values), nulls, nan, infinite, hashes=hashes, tally=tally)
     if finite.is_empty() or not _compared(kind):
         return counted
-    least, greatest = _cut(finite.min()), _cut(finite.max())
+    least, greatest = _range(finite, tally)
     mean, squares = 0.0, 0.0
     if finite.dtype.is_numeric():
         numbers = finite.cast(pl.Float64) if finite.dtype.is_decimal() else finite
         mean = float(numbers.mean())  # type: ignore[arg-type]
         squares = float(numbers.var(ddof=0)) * len(numbers)  # type: ignore[arg-type]
     return replace(counted, least=least, greatest=greatest, mean=mean, squares=squares)
+
+
+def _range(values: pl.Series, tally: dict[int, tuple[Any, int]] | None) -> tuple[Any, Any]:
+    """The least and the greatest. Of texts that come again and again, their few different ones are compared:
+    Polars compares texts ten times as slowly as numbers."""
+    if tally and values.dtype == pl.String() and len(values) > TALLIED:
+        told = [value for value, _ in tally.values()]
+        return min(told), max(told)
+    return _cut(values.min()), _cut(values.max())
 
 
 def _finite(values: pl.Series) -> tuple[pl.Series, int, int]:
@@ -168,7 +177,8 @@ def _hashed(values: pl.Series) -> tuple[np.ndarray | None, dict[int, tuple[Any, 
         found = hashes.filter(hashes < int(share * ALL_HASHES)).unique()
         if len(found) >= HASHES:
             return np.sort(found.to_numpy())[:HASHES], None
-        share *= 16
+        # As many more as there must be, for all that is known by now, and some to spare.
+        share *= 1.5 * HASHES / max(len(found), 1)
     first = hashes.arg_unique()
     distinct = hashes.gather(first)
     tally = None
