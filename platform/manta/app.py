@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from pydantic import BaseModel
-
+from manta.answers import Applied, EndpointInfo, ModelVersion, Readiness
 from manta.control import replay
 from manta.control.controller import Controller, package_file, run_logs
 from manta.control.engine import Engine, RayEngine
@@ -24,7 +23,8 @@ from manta.ledger.actor import Actor
 from manta.ledger.comparison import Comparison, comparison_of
 from manta.ledger.database import now
 from manta.ledger.endpoints import EndpointRow
-from manta.ledger.lineage import DEPTH, SIZE, Direction, Lineage
+from manta.ledger.lineage import DEPTH, SIZE
+from manta.ledger.records import Direction, Lineage
 from manta.ledger.runs import ACTIVE, Attempt, Run, State
 from manta.ledger.store import Event, Ledger
 from manta.plan import Action, Held, Plan, Step, needed, plan
@@ -32,45 +32,6 @@ from manta.project import Project
 from manta.settings import Settings
 
 READY_SECONDS = 1.0
-
-
-class Applied(BaseModel):
-    """What an apply set going: the plan it carried out, and the run of each step, kept ones included."""
-
-    plan: Plan
-    runs: dict[str, int]
-
-
-class ModelVersion(BaseModel):
-    """A registered version, the aliases that point at it, and the run that made it."""
-
-    model: str
-    version: str
-    aliases: tuple[str, ...]
-    run: Run
-
-
-class EndpointInfo(BaseModel):
-    """An endpoint with the URL it answers at."""
-
-    name: str
-    model: str
-    state: str
-    url: str
-    served: dict[str, Any]
-    message: str
-
-
-class Readiness(BaseModel):
-    """What each part says: ``ok``, or what is wrong. ``controller`` is the leading one."""
-
-    ledger: str = "ok"
-    controller: str = "ok"
-    ray: str = "ok"
-
-    @property
-    def problems(self) -> dict[str, str]:
-        return {name: said for name, said in self.model_dump().items() if said != "ok"}
 
 
 class Platform:

@@ -16,12 +16,12 @@ from typing import Any
 import httpx
 from pydantic import TypeAdapter
 
-from manta.app import Applied, EndpointInfo, ModelVersion, Platform
+from manta.answers import Applied, EndpointInfo, ModelVersion
+from manta.app import Platform
 from manta.client import Client
 from manta.errors import from_problem
 from manta.ledger.actor import OWNER
-from manta.ledger.audit import Entry
-from manta.ledger.lineage import Lineage
+from manta.ledger.records import Entry, Lineage
 from manta.ledger.runs import Attempt, Run
 from manta.plan import Plan
 from manta.project import Project, load

@@ -31,5 +31,10 @@ def test_loads_none_of_the_engines(code: str) -> None:
     assert not loaded_by(code).intersection(HEAVY)
 
 
+def test_the_command_line_speaks_no_sql() -> None:
+    """It shows what others tell, and each command pays for its imports."""
+    assert not loaded_by("import manta.cli.root").intersection({"sqlalchemy", "fastapi", "psutil", "polars"})
+
+
 def test_the_standard_platform_module_is_left_alone() -> None:
     assert "platform.manta" not in loaded_by("import platform; platform.python_version()")

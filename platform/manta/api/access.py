@@ -13,8 +13,8 @@ from manta.api.context import By, Served, Who
 from manta.api.identity import Identity
 from manta.api.shown import Granted, Me, NewKey
 from manta.errors import Conflict
-from manta.ledger.access import Key
 from manta.ledger.actor import OWNER
+from manta.ledger.records import Key
 from manta.ledger.roles import EVERY_PROJECT, Role
 
 router = APIRouter(tags=["access"])

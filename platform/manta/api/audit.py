@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from manta.api.context import Before, Limit, Page, Served, page_of
-from manta.ledger.audit import Entry, Verdict
+from manta.ledger.records import Entry, Verdict
 
 router = APIRouter(tags=["audit"])
 

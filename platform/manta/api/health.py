@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 import manta
+from manta.answers import Readiness
 from manta.api.context import Served
-from manta.app import Readiness
 from manta.errors import Unavailable
 
 router = APIRouter(tags=["health"])

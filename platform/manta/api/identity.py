@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from manta.api.oidc import Tokens
 from manta.errors import MantaError, Unauthenticated
-from manta.ledger.access import ApiKey
 from manta.ledger.actor import OWNER, Actor
+from manta.ledger.records import ApiKey
 from manta.ledger.roles import EVERY_PROJECT, Role
 from manta.ledger.store import Ledger
 from manta.settings import Settings

@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from manta.api.context import ProjectName, Served
-from manta.ledger.lineage import DEPTH, SIZE, Direction, Lineage
+from manta.ledger.lineage import DEPTH, SIZE
+from manta.ledger.records import Direction, Lineage
 
 router = APIRouter(tags=["lineage"])
 

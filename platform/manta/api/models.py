@@ -6,8 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from manta.answers import EndpointInfo, ModelVersion
 from manta.api.context import ProjectName, Served
-from manta.app import EndpointInfo, ModelVersion
 
 router = APIRouter(tags=["models"])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from manta.answers import Applied
 from manta.api.context import By, ProjectName, Served, Who, check_is
-from manta.app import Applied
 from manta.plan import Plan
 from manta.project import Project
 

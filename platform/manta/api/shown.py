@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from manta.ledger.access import Key
+from manta.ledger.records import Key
 from manta.ledger.roles import Role
 
 

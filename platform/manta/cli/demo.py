@@ -14,14 +14,13 @@ import typer
 from rich.panel import Panel
 from rich.table import Table
 
-from manta.app import Applied, EndpointInfo, ModelVersion
+from manta.answers import Applied, EndpointInfo, ModelVersion
 from manta.cli.display import LiveRuns, console, show_applied
 from manta.cli.door import platform
 from manta.cli.local import tell
 from manta.cli.reference import copy_reference
 from manta.client import Client
 from manta.client.display import seconds
-from manta.control.local import Local
 from manta.errors import NotFound, Unavailable
 from manta.plan import Action
 from manta.settings import Settings
@@ -48,6 +47,8 @@ def demo(
         console.print(f"[dim]made a copy of the reference project in {folder}[/]")
     os.chdir(folder)
     settings = Settings.load()
+    from manta.control.local import Local
+
     Local(settings).up(tell)
     started = time.monotonic()
     client = platform()

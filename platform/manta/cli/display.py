@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from manta.app import Applied, EndpointInfo
+from manta.answers import Applied, EndpointInfo
 from manta.client.display import COLOURS, bar, said, seconds, took
 from manta.ledger.runs import Run, State
 from manta.plan import Action, Plan

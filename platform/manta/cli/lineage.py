@@ -11,7 +11,7 @@ from rich.tree import Tree
 from manta.cli.display import console
 from manta.cli.door import platform
 from manta.client.display import COLOURS
-from manta.ledger.lineage import Direction, Lineage, Node
+from manta.ledger.records import Direction, Lineage, Node
 from manta.ledger.runs import State
 
 KEPT_SHORT = 8  # digits of a hash that are shown

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from manta.cli.display import age
 from manta.cli.door import AsJson, platform, print_json
-from manta.control.local import Local, doctor
 from manta.errors import MantaError
 from manta.settings import Settings
 
@@ -24,16 +23,22 @@ def tell(part: str, state: str, detail: str) -> None:
 
 def up() -> None:
     """Start Ray, MLflow and the manta server on this machine; what lives already is left as it is."""
+    from manta.control.local import Local  # not what each command needs
+
     Local(Settings.load()).up(tell)
 
 
 def down() -> None:
     """Stop what `manta up` started from this folder, and nothing else."""
+    from manta.control.local import Local
+
     Local(Settings.load()).down(tell)
 
 
 def status(as_json: AsJson = False) -> None:
     """Show which parts are up, what runs, and which endpoints answer. Exit status 1 when a part is down."""
+    from manta.control.local import Local
+
     parts = Local(Settings.load()).status()
     healthy = all(part.state in ("up", "attached") for part in parts)
     if as_json:
@@ -64,6 +69,8 @@ def status(as_json: AsJson = False) -> None:
 
 def check(as_json: AsJson = False) -> None:
     """Check this machine and this project for what usually goes wrong. Exit status 1 when a check fails."""
+    from manta.control.doctor import doctor
+
     checks = doctor(Settings.load())
     if as_json:
         print_json([asdict(each) for each in checks])

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic import BaseModel
 
+from manta.answers import Applied, EndpointInfo, ModelVersion
 from manta.api.shown import Granted, NewKey
-from manta.app import Applied, EndpointInfo, ModelVersion
 from manta.client.handle import RunHandle
 from manta.client.transport import Transport, segment
 from manta.errors import MantaError, NotFound, PlatformDown, RunFailed, Unavailable
-from manta.ledger.access import Key
-from manta.ledger.audit import Entry, Verdict
 from manta.ledger.comparison import Comparison
-from manta.ledger.lineage import Direction, Lineage
+from manta.ledger.records import Direction, Entry, Key, Lineage, Verdict
 from manta.ledger.runs import Attempt, Run, State
 from manta.plan import Action, Plan
 from manta.project import Project, load

@@ -17,9 +17,9 @@ from manta.errors import MantaError, Unavailable
 TASK_TRIES = 3  # after a worker or a node died
 TASKS_PER_CPU = 32  # at most: where there are many items, a task does several
 AHEAD = 2  # tasks for each CPU that are under way or wait for it
-# Of a process that does such tasks, before it imports Polars and Arrow, which read them once. Ray gives a task
-# one CPU, and there are as many at once. Memory that is free is kept for ten seconds: what one piece needed,
-# the next needs, and to have it from the system anew took a tenth of the CPU that landing a csv takes.
+# Of a process that does such tasks, before it imports Polars and Arrow, which read them once. Ray gives a
+# task one CPU, and there are as many at once. Memory that is free is kept for ten seconds: what one piece
+# needed, the next needs, and to have it from the system anew took a tenth of all CPU of landing a csv.
 ENVIRONMENT = {
     "POLARS_MAX_THREADS": "2",
     "_RJEM_MALLOC_CONF": "dirty_decay_ms:10000,muzzy_decay_ms:10000",  # Polars'

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy import and_, delete, insert, select, update
 
 from manta.errors import NotFound
@@ -14,37 +13,8 @@ from manta.ledger import audit
 from manta.ledger import tables as t
 from manta.ledger.actor import Actor
 from manta.ledger.database import Database, now
+from manta.ledger.records import ApiKey, Grant
 from manta.ledger.roles import EVERY_PROJECT, Role
-
-
-class Key(BaseModel):
-    """An API key, without its secret."""
-
-    model_config = ConfigDict(frozen=True)
-
-    prefix: str
-    principal: str
-    label: str
-    created_at: datetime
-    created_by: str
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
-    last_used_at: datetime | None = None
-
-
-class ApiKey(Key):
-    """A key as the ledger knows it; the key itself is shown once, when it is made, and kept nowhere.
-    ``digest`` is left out of what is shown."""
-
-    digest: str
-
-
-class Grant(NamedTuple):
-    """``project`` "*" is every project."""
-
-    principal: str
-    project: str
-    role: str
 
 
 class Access:

@@ -6,45 +6,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection, insert, select, update
 
 from manta.ledger import tables as t
 from manta.ledger.actor import Actor
 from manta.ledger.database import Database, now
+from manta.ledger.records import Entry, Verdict
 
 GENESIS = "0" * 64
-
-
-class Entry(BaseModel):
-    """One line of the log. ``outcome`` is ``done`` or ``denied``; ``project`` may be empty."""
-
-    model_config = ConfigDict(frozen=True)
-
-    seq: int
-    at: datetime
-    actor: str
-    door: str
-    action: str
-    target: str
-    project: str
-    outcome: str
-    detail: dict[str, Any]
-    previous: str
-    hash: str
-
-
-class Verdict(BaseModel):
-    """What a verification found. ``broken`` is the first entry that does not fit, 0 for the head itself, None
-    when all fit. ``head`` is the last hash: keep it elsewhere, and a log rewritten as a whole shows."""
-
-    entries: int
-    head: str
-    broken: int | None = None
-    why: str = ""
 
 
 class Audit:

@@ -9,56 +9,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection, and_, func, or_, select
 
 from manta.definitions import Ref
 from manta.errors import InvalidInput, NotFound
 from manta.ledger import tables as t
 from manta.ledger.database import Database
+from manta.ledger.records import Direction, Edge, Lineage, Node
 from manta.ledger.runs import State
 
-Direction = Literal["up", "down", "both"]
 DEPTH = 40  # levels, of which a chain from source to endpoint takes about twelve
 SIZE = 400  # nodes
 BATCH = 100  # versions, runs or promotions asked for at once
 
 VERSION_KINDS = ("source", "dataset", "features", "online", "model")
 TARGET = re.compile(rf"(?:(run|endpoint):)?([a-z0-9_-]+)|({'|'.join(VERSION_KINDS)}):([^@\s]+)(?:@(\S+))?")
-
-
-class Node(BaseModel):
-    """``id`` names it in edges. ``detail`` says more of it: of a run its job, state, package, fingerprint,
-    lock, parameters and seed; of a version what its producer kept with it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    kind: str
-    name: str
-    version: str = ""
-    detail: dict[str, Any] = {}
-
-
-class Edge(NamedTuple):
-    """``source`` was there before ``target``; ``what`` is one of ``read``, ``made``, ``promoted``,
-    ``serves``."""
-
-    source: str
-    target: str
-    what: str
-
-
-class Lineage(BaseModel):
-    """``truncated`` when there is more than was asked for: deeper, or wider."""
-
-    of: str
-    direction: Direction
-    nodes: tuple[Node, ...]
-    edges: tuple[Edge, ...]
-    truncated: bool
 
 
 def grow(

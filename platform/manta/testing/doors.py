@@ -23,10 +23,9 @@ from typing import Any, ClassVar, Protocol
 
 import pytest
 
-from manta.app import Applied, EndpointInfo, ModelVersion
+from manta.answers import Applied, EndpointInfo, ModelVersion
 from manta.errors import Conflict, InvalidInput, MantaError, NotFound
-from manta.ledger.audit import Entry
-from manta.ledger.lineage import Lineage
+from manta.ledger.records import Entry, Lineage
 from manta.ledger.runs import Attempt, EndReason, Run, State
 from manta.plan import Action, Plan
 

@@ -12,7 +12,8 @@ from manta.cli.display import console
 from manta.cli.lineage import tree
 from manta.errors import InvalidInput, NotFound
 from manta.ledger.actor import OWNER
-from manta.ledger.lineage import Edge, Lineage, grow
+from manta.ledger.lineage import grow
+from manta.ledger.records import Edge, Lineage
 from manta.ledger.runs import State, Version
 from manta.ledger.store import Ledger
 
