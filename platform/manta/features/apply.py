@@ -86,7 +86,7 @@ def _register(store: FeatureStore, repo: Repo) -> None:
     )
     store.registry.update_infra(infra, store.project, commit=True)
     store.refresh_registry()
-    with closing(open_store_of(store_of(store))) as online:
+    with closing(open_store_of(store_of(store.config))) as online:
         online.prepare()
 
 

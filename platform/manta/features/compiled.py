@@ -7,7 +7,7 @@ changed. It describes one service; the classes here are its parsed form.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ class View:
 
     ``name`` is the view's, or its alias in the service; ``table`` is where Feast keeps it online.
     ``time`` None: its rows are known from always. ``ttl_seconds`` 0: they hold for ever. ``pushed``: others
-    than the materialization write it online too.
+    than the materialization write it online too. ``others``: features that the service does not use and that
+    must be written with the others, in a store that keeps one event time for them all.
     """
 
     name: str
@@ -52,6 +53,12 @@ class View:
     keys: tuple[Key, ...]
     features: tuple[Feature, ...]
     pushed: bool = False
+    others: tuple[Feature, ...] = ()
+
+    @property
+    def whole(self) -> View:
+        """The view with all the features that are written together."""
+        return replace(self, features=self.features + self.others, others=())
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,7 @@ def service_of(manifest: dict[str, Any], name: str) -> Service:
                 **view,
                 "keys": tuple(Key(**key) for key in view["keys"]),
                 "features": tuple(Feature(**feature) for feature in view["features"]),
+                "others": tuple(Feature(**feature) for feature in view.get("others", ())),
             }
         )
         for view in body["views"]

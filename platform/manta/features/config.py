@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from feast.repo_config import RepoConfig
-from pydantic import ValidationError
+from pydantic import PrivateAttr, ValidationError
 
 from manta.errors import SettingsInvalid
+from manta.secrets import REFERENCE, resolve
 from manta.settings import Settings
 
 FOLDER = "features"
 FILE = "features/feature_store.yaml"
 OFFLINE_STORE = "manta.features.offline.AsofOfflineStore"
+ONLINE_STORES = ("sqlite", "redis", "postgres")
+# A password from the environment stays a reference: the rest of the file is written into manifests.
+_PASSWORD_VARIABLE = re.compile(r"(password\s*[:=]\s*[\"']?)\$\{(\w+)\}")
 _WRONG_ROWS = {
     "dask": "drops rows: those whose values have expired or lie ahead vanish, and equal rows become one",
     "file": "is Feast's dask store, which drops rows",
@@ -25,22 +29,81 @@ _WRONG_ROWS = {
 }
 
 
+class NamedRepoConfig(RepoConfig):
+    """Feast's configuration, with what the file says of the online store: passwords as references."""
+
+    _online: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+
 def config_of(root: Path, settings: Settings) -> RepoConfig:
     """`features/feature_store.yaml` as Feast reads it, checked. In it, ${MANTA_HOME}, ${MANTA_LAKE} and
-    ${MANTA_PROJECT} stand for the settings' `home`, `lake` and `project`.
+    ${MANTA_PROJECT} stand for the settings' `home`, `lake` and `project`; other names for variables of the
+    environment, and ${env:…}, ${file:…} and ${k8s:…} for secrets.
 
     Raises:
         SettingsInvalid: it is missing, or asks for what would give wrong values.
+        SecretUnreadable: a secret is not there.
     """
     raw = _read(root, settings)
     check(raw, settings)
     try:
-        config = RepoConfig(**raw)
+        config = NamedRepoConfig(**resolve(raw))
+        config._online = _section(raw, "online_store")
         _ = config.registry, config.offline_store, config.online_store  # parsed when first asked for
     except (ValidationError, ValueError) as error:
         raise SettingsInvalid(f"{FILE}: {error}", hint="see Feast's documentation") from None
     config.repo_path = (root / FOLDER).absolute()
     return config
+
+
+def _plain(password: object) -> bool:
+    return bool(password) and not REFERENCE.fullmatch(str(password))
+
+
+def _redis_password(online: Mapping[str, Any]) -> str:
+    found = re.search(r"(?:^|,)password=([^,]*)", str(online.get("connection_string", "")))
+    return found[1] if found else ""
+
+
+_NAMED = "it is written into manifests, and a password must not be"
+_Refused = tuple[str, Callable[[Mapping[str, Any]], object], str]
+_REFUSED_ONLINE: dict[str, tuple[_Refused, ...]] = {
+    "redis": (
+        (
+            "online_store.redis_type must be redis",
+            lambda online: online.get("redis_type", "redis") != "redis",
+            "manta writes many keys by one script, which a cluster does not take, and has not been tried "
+            "with sentinels",
+        ),
+        (
+            "online_store.skip_dedup must be false",
+            lambda online: online.get("skip_dedup"),
+            "else what Feast pushes overwrites what is newer",
+        ),
+        (
+            "the password in online_store.connection_string must be ${NAME} or ${env:NAME}",
+            lambda online: _plain(_redis_password(online)),
+            _NAMED,
+        ),
+    ),
+    "postgres": (
+        (
+            "online_store.vector_enabled must be false",
+            lambda online: online.get("vector_enabled"),
+            "manta writes no vectors for searching",
+        ),
+        (
+            "online_store.enable_openai_compatible_store must be false",
+            lambda online: online.get("enable_openai_compatible_store"),
+            "manta does not fill the column that it filters by",
+        ),
+        (
+            "online_store.password must be ${NAME} or ${env:NAME}",
+            lambda online: _plain(online.get("password")),
+            _NAMED,
+        ),
+    ),
+}
 
 
 def check(raw: Mapping[str, Any], settings: Settings) -> None:
@@ -65,11 +128,14 @@ def check(raw: Mapping[str, Any], settings: Settings) -> None:
         "it is the project's name everywhere (write ${MANTA_PROJECT})",
     )
     must(raw.get("provider", "local") == "local", "provider must be local", "the stores are named here")
+    kind = online.get("type", "sqlite")
     must(
-        online.get("type", "sqlite") == "sqlite",
-        "online_store.type must be sqlite",
-        "it is what replicas read",
+        kind in ONLINE_STORES,
+        f"online_store.type must be one of {', '.join(ONLINE_STORES)}",
+        "these are what replicas read",
     )
+    for setting, refused, why in _REFUSED_ONLINE.get(kind, ()):
+        must(not refused(online), setting, why)
     must(
         registry.get("registry_type") == "sql",
         "registry.registry_type must be sql",
@@ -123,7 +189,8 @@ def _read(root: Path, settings: Settings) -> dict[str, Any]:
         return stands_for[found[1]]
 
     try:
-        raw = yaml.safe_load(re.sub(r"\$\{(\w+)\}", expand, path.read_text()))
+        text = _PASSWORD_VARIABLE.sub(r"\1${env:\2}", path.read_text())
+        raw = yaml.safe_load(re.sub(r"\$\{(\w+)\}", expand, text))
     except yaml.YAMLError as error:
         raise SettingsInvalid(f"{FILE} is not YAML: {error}") from error
     if not isinstance(raw, dict):

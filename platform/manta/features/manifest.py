@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from feast.errors import FeastObjectNotFoundException
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.feature_view_projection import FeatureViewProjection
 from feast.infra.online_stores.helpers import compute_table_id
+from feast.repo_config import RepoConfig
 from feast.value_type import ValueType
 
 from manta.errors import DefinitionInvalid, NotFound
@@ -59,7 +60,7 @@ def compile_service(store: FeatureStore, name: str, functions: Functions) -> dic
     body = {
         "name": name,
         "project": store.project,
-        "store": store_of(store),
+        "store": store_of(store.config),
         "views": [asdict(view) for view in compiled],
         "on_demand": [asdict(view) for view in on_demand],
         "features": [[label, f.name] for label, p in projections.items() for f in p.features],
@@ -182,15 +183,49 @@ def _use(
 
 def _view_of(store: FeatureStore, label: str, view: FeatureView, features: Mapping[str, str]) -> View:
     versions = store.config.registry.enable_online_feature_view_versioning
-    return view_of(label, view, features, compute_table_id(store.project, view, versions))
+    compiled = view_of(label, view, features, compute_table_id(store.project, view, versions))
+    if store.config.online_store.type != "redis":
+        return compiled
+    # Redis keeps one event time for all features of a view: they are written together.
+    registered = store.registry.get_feature_view(view.name, store.project)
+    kinds = {f.name: f.dtype for f in registered.features if f.name not in features}
+    others = {name: type_name(f"feature {name!r} of {view.name!r}", dtype) for name, dtype in kinds.items()}
+    _check_expiry(store.config.online_store.key_ttl_seconds, compiled)
+    return replace(compiled, others=view_of(label, view, others, "").features)
 
 
-def store_of(store: FeatureStore) -> dict[str, Any]:
-    """What a manifest says of the online store; see `stores/`."""
-    path = Path(store.config.online_store.path)
-    if not path.is_absolute() and store.config.repo_path:
-        path = store.config.repo_path / path
-    return {"kind": "sqlite", "path": str(path.absolute())}
+def _check_expiry(seconds: int | None, view: View) -> None:
+    if seconds and not 0 < view.ttl_seconds <= seconds:
+        holds = f"for {view.ttl_seconds:g} s" if view.ttl_seconds else "for ever"
+        raise DefinitionInvalid(
+            f"online_store.key_ttl_seconds is {seconds}, and the values of view {view.name!r} hold {holds}: "
+            "they would be gone online while a training set still has them",
+            hint="leave key_ttl_seconds out, or make it as long as the longest ttl of the views",
+        )
+
+
+def store_of(config: RepoConfig) -> dict[str, Any]:
+    """What a manifest says of the online store; see `stores/`. Of a configuration that manta has read,
+    passwords are the references that feature_store.yaml has."""
+    online = config.online_store
+    named: dict[str, Any] = getattr(config, "_online", {})
+    if online.type == "sqlite":
+        path = Path(online.path)
+        if not path.is_absolute() and config.repo_path:
+            path = config.repo_path / path
+        return {"kind": "sqlite", "path": str(path.absolute())}
+    facts = {name: named.get(name, getattr(online, name, None)) for name in _FACTS.get(online.type, ())}
+    told = {name: value for name, value in facts.items() if value is not None}
+    return {"kind": online.type, "project": config.project, **told}
+
+
+_FACTS = {
+    "redis": ("connection_string", "key_ttl_seconds"),
+    "postgres": (
+        *("host", "port", "database", "db_schema", "user", "password", "keepalives_idle"),
+        *("sslmode", "sslkey_path", "sslcert_path", "sslrootcert_path"),
+    ),
+}
 
 
 def _check_names(service: str, features: list[str], views: list[View], on_demand: list[OnDemand]) -> None:

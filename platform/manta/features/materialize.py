@@ -67,7 +67,7 @@ def materialize(
     end = round((until or datetime.now(UTC)).timestamp() * 1e6)
     counts: dict[str, int] = {}
     with closing(open_store_of(service.store)) as store:
-        for view in service.views:
+        for view in [view.whole for view in service.views]:
             began = time.monotonic()
             side = side_of(view, Lake(lake).scan(view.dataset, versions[view.dataset]))
             newest = asof.newest(side, end)

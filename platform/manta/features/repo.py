@@ -76,7 +76,7 @@ def open_store(root: Path, settings: Settings) -> FeatureStore:
         SettingsInvalid: the file is missing, or asks for what would give wrong values.
     """
     config = config_of(root, settings)
-    for path in (config.registry.path.removeprefix("sqlite:///"), config.online_store.path):
+    for path in (config.registry.path.removeprefix("sqlite:///"), getattr(config.online_store, "path", "")):
         if Path(path).is_absolute():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
     return FeatureStore(config=config)

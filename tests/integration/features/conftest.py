@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,13 +14,16 @@ from typing import Any
 import polars as pl
 import pytest
 from feast import FeatureStore
+from sqlalchemy import make_url
 
 from manta.data.lake import Lake
 from manta.features.apply import apply
 from manta.features.compiled import Service, read_manifest, service_of
 from manta.features.repo import open_store, parse
 from manta.settings import Settings
+from tests.soak.parts import RedisServer
 
+PASSWORD = "a-password-of-the-tests"
 STORE = """
 project: ${MANTA_PROJECT}
 provider: local
@@ -31,13 +35,20 @@ registry:
 offline_store:
   type: manta.features.offline.AsofOfflineStore
   lake: ${MANTA_LAKE}
-online_store:
-  type: sqlite
-  path: ${MANTA_HOME}/feast/online.db
+online_store: ONLINE
 materialization:
   pull_latest_features: true
 entity_key_serialization_version: 3
 """
+
+ONLINE = {
+    "sqlite": "{type: sqlite, path: '${MANTA_HOME}/feast/online.db'}",
+    "redis": "{type: redis, connection_string: '127.0.0.1:${TEST_REDIS_PORT},password=${TEST_PASSWORD}'}",
+    "postgres": "{type: postgres, host: '${TEST_PG_HOST}', database: postgres, user: postgres, "
+    "db_schema: '${TEST_PG_SCHEMA}', password: '${TEST_PASSWORD}'}",
+}
+KINDS = list(ONLINE)
+every_store = pytest.mark.parametrize("online_kind", KINDS, indirect=True)
 
 ASKED = '''
 """Free of Feast."""
@@ -222,13 +233,36 @@ class Shop:
         return open_store(self.root, self.settings)
 
 
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"), PASSWORD)
+    server.start()
+    yield server
+    server.kill()
+
+
 @pytest.fixture
-def new_shop(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Shop]:
+def online_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kind of online store, empty; its server is up."""
+    kind = str(getattr(request, "param", "sqlite"))
+    monkeypatch.setenv("TEST_PASSWORD", PASSWORD)
+    if kind == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        server.client().flushall()
+        monkeypatch.setenv("TEST_REDIS_PORT", str(server.port))
+    if kind == "postgres":
+        monkeypatch.setenv("TEST_PG_HOST", str(make_url(request.getfixturevalue("postgres")).query["host"]))
+        monkeypatch.setenv("TEST_PG_SCHEMA", f"s{uuid.uuid4().hex}")
+    return kind
+
+
+@pytest.fixture
+def new_shop(settings: Settings, monkeypatch: pytest.MonkeyPatch, online_kind: str) -> Callable[[], Shop]:
     """The project before anything has been applied; its folder is the working directory, as in a worker."""
 
     def make() -> Shop:
         shop = Shop(settings.root, settings)
-        shop.write("feature_store.yaml", STORE)
+        shop.write("feature_store.yaml", STORE.replace("ONLINE", ONLINE[online_kind]))
         shop.write("asking.py", ASKED)
         shop.write("views.py", VIEWS)
         for name, frame in datasets().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
+import psycopg
 import pytest
 from feast.protos.feast.types.Value_pb2 import Value
 
@@ -20,7 +22,7 @@ from manta.errors import FeaturesUnavailable, NotFound, RequestInvalid
 from manta.features.materialize import materialize
 from manta.features.online import OnlineReader, Status
 
-from .conftest import START, Shop
+from .conftest import START, Shop, every_store
 
 END = START + timedelta(hours=50)
 FOREVER = {"weather": 0.0, "sales": 0.0, "world": 0.0, "away": 0.0}
@@ -64,41 +66,79 @@ def plain_values(answer: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {name: [None if v is None else v for v in values] for name, values in answer.items()}
 
 
+@every_store
 @pytest.mark.parametrize("by", ["feast", "manta"])
-@pytest.mark.parametrize("service", ["trip", "plain"])
-def test_answers_are_the_sdks(shop: Shop, by: str, service: str) -> None:
+def test_answers_are_the_sdks(shop: Shop, by: str) -> None:
     written(shop, by)
-    reader = OnlineReader(without_ttl(shop.manifest(service)), service)
     store = shop.store()
-    asked = (*reader.join_keys, *reader.request_fields)
-    sdk = store.get_online_features(
-        store.get_feature_service(service), [{name: row[name] for name in asked} for row in ROWS]
-    ).to_dict()
-    looked = reader.read(columns(ROWS, asked), [END] * len(ROWS))
-    assert list(looked.values) == list(reader.features)
-    assert {name: sdk[name] for name in reader.features} == plain_values(looked.values)
-    assert sum(value is not None for column in looked.values.values() for value in column) > 10
+    for service in ("trip", "plain"):
+        reader = OnlineReader(without_ttl(shop.manifest(service)), service)
+        asked = (*reader.join_keys, *reader.request_fields)
+        sdk = store.get_online_features(
+            store.get_feature_service(service), [{name: row[name] for name in asked} for row in ROWS]
+        ).to_dict()
+        looked = reader.read(columns(ROWS, asked), [END] * len(ROWS))
+        assert list(looked.values) == list(reader.features)
+        assert {name: sdk[name] for name in reader.features} == plain_values(looked.values)
+        assert sum(value is not None for column in looked.values.values() for value in column) > 10
+        assert asyncio.run(reader.read_async(columns(ROWS, asked), [END] * len(ROWS))) == looked
 
 
-def test_what_manta_writes_is_byte_for_byte_what_feast_writes(shop: Shop) -> None:
-    def content() -> dict[tuple[Any, ...], tuple[Any, ...]]:
-        found = {}
-        with sqlite3.connect(shop.settings.home / "feast" / "online.db") as connection:
-            for name in ("sales", "weather", "facts", "world"):
-                for key, feature, value, *rest in connection.execute(f"SELECT * FROM test_{name}"):
-                    # Feast writes a missing time as the smallest one, manta as nothing, like all else.
-                    found[name, key, feature] = (b"" if value == smallest else value, *rest)
-        return found
-
-    smallest = Value(unix_timestamp_val=-(2**63)).SerializeToString()
-
+@every_store
+def test_what_manta_writes_is_byte_for_byte_what_feast_writes(shop: Shop, online_kind: str) -> None:
     written(shop, "feast")
-    feast = content()
+    feast = content(shop, online_kind)
+    assert len(feast) > 20
     written(shop, "manta")
-    assert content() == feast
-    (shop.settings.home / "feast" / "online.db").unlink()
+    assert content(shop, online_kind) == feast
+    emptied(shop, online_kind)
+    assert content(shop, online_kind) == {}
     written(shop, "manta")
-    assert content() == feast
+    assert content(shop, online_kind) == feast
+
+
+def content(shop: Shop, kind: str) -> dict[Any, Any]:
+    """All that is online. Feast writes a missing time as the smallest one, manta as nothing, like others."""
+    smallest = Value(unix_timestamp_val=-(2**63)).SerializeToString()
+    if kind == "redis":
+        with redis_client() as client:
+            hashes = {key: client.hgetall(key) for key in client.scan_iter()}
+        return {
+            (key, field): b"" if value == smallest else value
+            for key, held in hashes.items()
+            for field, value in held.items()
+        }
+    found: dict[Any, Any] = {}
+    with online_connection(shop, kind) as connection:
+        for name in ("sales", "weather", "facts", "world"):
+            for key, feature, value, *rest in connection.execute(f"SELECT * FROM test_{name}").fetchall():
+                found[name, key, feature] = (b"" if value == smallest else value, *rest)
+    return found
+
+
+def emptied(shop: Shop, kind: str) -> None:
+    if kind == "redis":
+        with redis_client() as client:
+            client.flushall()
+        return
+    with online_connection(shop, kind) as connection:
+        for name in ("sales", "weather", "facts", "world"):
+            connection.execute(f"DELETE FROM test_{name}")
+
+
+def redis_client() -> Any:
+    import redis
+
+    return redis.Redis(port=int(os.environ["TEST_REDIS_PORT"]), password=os.environ["TEST_PASSWORD"])
+
+
+def online_connection(shop: Shop, kind: str) -> Any:
+    if kind == "sqlite":
+        return sqlite3.connect(shop.settings.home / "feast" / "online.db")
+    schema = os.environ["TEST_PG_SCHEMA"]
+    return psycopg.connect(
+        host=os.environ["TEST_PG_HOST"], user="postgres", options=f"-c search_path={schema}", autocommit=True
+    )
 
 
 def test_types_and_columns_are_said(shop: Shop) -> None:
@@ -122,6 +162,7 @@ def test_types_and_columns_are_said(shop: Shop) -> None:
     assert OnlineReader(shop.manifest("plain"), "plain").join_keys == ("shop", "city", "from_city")
 
 
+@every_store
 def test_a_value_is_left_out_when_the_join_would_leave_it_out(shop: Shop) -> None:
     written(shop, "manta")
     reader = OnlineReader(shop.manifest("trip"), "trip")
@@ -159,6 +200,7 @@ def test_a_value_is_left_out_when_the_join_would_leave_it_out(shop: Shop) -> Non
     assert joined.to_arrow()["temp"].to_pylist() == [25.0, 25.0, None, None]
 
 
+@every_store
 def test_unknown_and_missing_keys_are_not_found(shop: Shop) -> None:
     written(shop, "manta")
     reader = OnlineReader(shop.manifest("trip"), "trip")
