@@ -11,9 +11,11 @@ from typing import Any
 _PUBLIC = {
     "AsofOfflineStore": "manta.features.offline",
     "AsofOfflineStoreConfig": "manta.features.offline",
+    "DatasetDestination": "manta.features.storage",
     "DatasetSource": "manta.features.source",
+    "DatasetStorage": "manta.features.storage",
     "OnlineReader": "manta.features.online",
-    "pinned": "manta.features.offline",
+    "pinned": "manta.features.entity_rows",
 }
 
 __all__ = [*_PUBLIC]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import polars as pl
 
@@ -21,8 +22,11 @@ from manta.errors import DefinitionInvalid, InvalidInput
 from manta.features.wire import item_type
 
 ALWAYS = 0  # the event time of a row that is known from always: 1970
-TS, CREATED = "__ts", "__created"
-_Bounds = tuple[int | None, int | None]
+TS, CREATED, WHEN = "__ts", "__created", "when"
+FEW = 100_000  # entity rows, of which only the own keys of a view are read
+Bounds = tuple[int | None, int | None]
+"""The first and last time of the entity rows."""
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
 
 @dataclass(frozen=True)
@@ -48,30 +52,25 @@ def join(
 ) -> list[pl.DataFrame]:
     """The features of each side, one row per entity row, in the entity rows' order.
 
+    All in memory; `partitioned.py` does the same to what does not fit.
+
     Raises:
         InvalidInput: the entity rows lack a column, or hold one of another type.
         DefinitionInvalid: a frame does.
     """
-    wanted = [time, *(column for side in sides for column in side.keys)]
-    missing = sorted(set(wanted) - set(entity.columns))
-    if missing:
-        raise InvalidInput(
-            f"the entity rows have no column {', '.join(missing)}",
-            hint=f"they have: {', '.join(entity.columns)}",
-        )
-    at = entity.select(at=_instants(entity.schema[time], time, "the entity rows"))["at"]
+    require_entity(entity.columns, time, sides)
+    at = instants(entity, time)
     order = at.arg_sort(nulls_last=False)
-    # A row without a time is before everything, and so matches nothing.
-    when = at.gather(order).fill_null(-(2**62))
-    bounds: _Bounds = (at.min(), at.max())  # type: ignore[assignment]
-    return [_match(entity, side, order, when, bounds, hide_late) for side in sides]
+    bounds: Bounds = (at.min(), at.max())  # type: ignore[assignment]
+    return [_match(entity, side, order, at, bounds, hide_late) for side in sides]
 
 
 def newest(side: Side, until: int | None = None) -> pl.DataFrame:
     """The newest row of each key, the one that :func:`join` would take: columns `__key_0` … (none of them
     null), :data:`TS` and :data:`CREATED` (microseconds), and the features. Rows later than ``until`` are left
     out."""
-    ranked = _ranked(side, pl.lit(True) if until is None else pl.col(TS) <= until)
+    inside = pl.lit(True) if until is None else pl.col(TS) <= until
+    ranked = collect(side, sorted_rows(side, _typed_rows(side, inside, known_only=False)))
     keys = key_names(side)
     return ranked.unique(subset=keys, keep="last", maintain_order=True) if keys else ranked.tail(1)
 
@@ -128,6 +127,91 @@ def require_columns(has: Sequence[str], wanted: Sequence[str], label: str) -> No
         )
 
 
+def require_entity(columns: Sequence[str], time: str, sides: Sequence[Side]) -> None:
+    """Raises:
+    InvalidInput: the entity rows lack the time or a join key.
+    """
+    missing = sorted({time, *(column for side in sides for column in side.keys)} - set(columns))
+    if missing:
+        raise InvalidInput(
+            f"the entity rows have no column {', '.join(missing)}",
+            hint=f"they have: {', '.join(columns)}",
+        )
+
+
+# --- the join in its parts ----------------------------------------------------------------------------------
+
+
+def instants(entity: pl.DataFrame, time: str) -> pl.Series:
+    """When each entity row is, in microseconds; a row without a time is null.
+
+    Raises:
+        InvalidInput: the column holds no times.
+    """
+    return entity.select(at=_instants(entity.schema[time], time, "the entity rows"))["at"]
+
+
+def entity_keys(entity: pl.DataFrame, side: Side) -> pl.DataFrame:
+    """The join keys of the entity rows, as `__key_0` …, typed as the side has them.
+
+    Raises:
+        InvalidInput: one is of another type.
+    """
+    return entity.select(_entity_keys(entity, side))
+
+
+def typed(side: Side, bounds: Bounds, known_only: bool = False) -> pl.LazyFrame:
+    """The rows of the side that can matter for entity rows between ``bounds``, in its order: `__key_0` …,
+    :data:`TS` and :data:`CREATED`, and the features. Rows without a key or a time are left out, and with
+    ``known_only`` those without a created time.
+
+    Raises:
+        DefinitionInvalid: the frame lacks a column, or holds one of another type.
+    """
+    return _typed_rows(side, _inside(bounds, side.ttl_seconds), known_only and side.created is not None)
+
+
+def sorted_rows(side: Side, rows: Frame) -> Frame:
+    """:func:`typed` rows, the worst candidate first; ties keep their order."""
+    by = [TS, CREATED] if side.created else [TS]
+    return rows.sort(by, nulls_last=False, maintain_order=True)
+
+
+def collect(side: Side, rows: pl.LazyFrame, streaming: bool = False) -> pl.DataFrame:
+    """Raises:
+    DefinitionInvalid: a value does not fit its declared type.
+    """
+    try:
+        return rows.collect(engine="streaming" if streaming else "auto")
+    except pl.exceptions.InvalidOperationError as error:
+        raise DefinitionInvalid(f"{side.label}: a value does not fit its declared type: {error}") from error
+
+
+def ranks(left: pl.DataFrame, ranked: pl.DataFrame, side: Side, hide_late: bool) -> pl.Series:
+    """Which of the ``ranked`` rows (:func:`sorted_rows`) each row of ``left`` gets; null where none is.
+
+    ``left`` has :data:`WHEN`, ascending with nulls first, and the keys.
+    """
+    keys = key_names(side)
+    # A row without a time is before everything, and so matches nothing.
+    left = left.with_columns(pl.col(WHEN).fill_null(-(2**62))).select(WHEN, *keys)
+    right = ranked.select(*keys, **{WHEN: TS}, rank=pl.int_range(pl.len(), dtype=pl.UInt32))
+    if hide_late and side.created:
+        # Known from max(event, created) on; of all that is known then, the greatest rank is wanted.
+        known = ranked.select(pl.max_horizontal(TS, CREATED).alias(WHEN))[WHEN]
+        right = right.with_columns(known).sort(WHEN, maintain_order=True)
+        best = pl.col("rank").cum_max()
+        right = right.with_columns(best.over(keys) if keys else best)
+    # Of rows that share a time, `backward` takes the last.
+    rank = left.join_asof(
+        right.set_sorted(WHEN), on=WHEN, by=keys or None, strategy="backward", check_sortedness=False
+    )["rank"]
+    if side.ttl_seconds:
+        age = left[WHEN] - ranked[TS].gather(rank)
+        rank = pl.select(pl.when(age <= _micros(side.ttl_seconds)).then(rank)).to_series()
+    return rank
+
+
 _POLARS: dict[str, pl.DataType] = {
     "string": pl.String(),
     "bytes": pl.Binary(),
@@ -154,33 +238,29 @@ _FITS: dict[str, Callable[[pl.DataType], bool]] = {
 
 
 def _match(
-    entity: pl.DataFrame, side: Side, order: pl.Series, when: pl.Series, bounds: _Bounds, hide_late: bool
+    entity: pl.DataFrame, side: Side, order: pl.Series, at: pl.Series, bounds: Bounds, hide_late: bool
 ) -> pl.DataFrame:
-    keys, hides = key_names(side), hide_late and side.created is not None
-    ranked = _ranked(side, _inside(bounds, side.ttl_seconds), known_only=hides)
-    left = when.to_frame("when")
-    if keys:
-        left = left.hstack(entity.select(_entity_keys(entity, side))[order])
-    right = ranked.select(*keys, when=TS, rank=pl.int_range(pl.len(), dtype=pl.UInt32))
-    if hides:
-        # Known from max(event, created) on; of all that is known then, the greatest rank is wanted.
-        known = ranked.select(when=pl.max_horizontal(TS, CREATED))["when"]
-        right = right.with_columns(known).sort("when", maintain_order=True)
-        best = pl.col("rank").cum_max()
-        right = right.with_columns(best.over(keys) if keys else best)
-    # Of rows that share a time, `backward` takes the last.
-    matched = left.join_asof(
-        right.set_sorted("when"), on="when", by=keys or None, strategy="backward", check_sortedness=False
-    )
-    rank = matched["rank"]
-    if side.ttl_seconds:
-        age = when - ranked[TS].gather(rank)
-        rank = pl.select(pl.when(age <= _micros(side.ttl_seconds)).then(rank)).to_series()
+    ranked = _ranked(side, bounds, hide_late, entity)
+    left = at.gather(order).to_frame(WHEN)
+    if side.keys:
+        left = left.hstack(entity_keys(entity, side)[order])
+    rank = ranks(left, ranked, side, hide_late)
     rank = pl.DataFrame({"row": order, "rank": rank}).sort("row")["rank"]
     return ranked.select(pl.col(name).gather(rank) for name in side.features)
 
 
-def _inside(bounds: _Bounds, ttl_seconds: float) -> pl.Expr:
+def _ranked(side: Side, bounds: Bounds, hide_late: bool, entity: pl.DataFrame | None = None) -> pl.DataFrame:
+    """:func:`typed`, :func:`sorted_rows`, collected. Of few entity rows, only their own keys are read: they
+    may be asked of a view far larger than memory."""
+    rows = typed(side, bounds, hide_late)
+    if entity is not None and side.keys and entity.height <= FEW:
+        keys = entity_keys(entity, side).unique().lazy()
+        rows = rows.join(keys, on=key_names(side), how="semi", maintain_order="left")
+        return sorted_rows(side, collect(side, rows, streaming=True))
+    return collect(side, sorted_rows(side, rows))
+
+
+def _inside(bounds: Bounds, ttl_seconds: float) -> pl.Expr:
     """What of a view can matter for entity rows between those times."""
     first, last = bounds
     if first is None or last is None:
@@ -189,8 +269,7 @@ def _inside(bounds: _Bounds, ttl_seconds: float) -> pl.Expr:
     return inside & (pl.col(TS) >= first - _micros(ttl_seconds)) if ttl_seconds else inside
 
 
-def _ranked(side: Side, inside: pl.Expr, known_only: bool = False) -> pl.DataFrame:
-    """The view's rows, worst candidate first: `__key_0` …, event and created time, the features as typed."""
+def _typed_rows(side: Side, inside: pl.Expr, known_only: bool) -> pl.LazyFrame:
     held = side.frame.collect_schema()
     wanted = [column for column, _ in (*side.keys.values(), *side.features.values())]
     require_columns(held.names(), [*wanted, *filter(None, (side.time, side.created))], side.label)
@@ -205,16 +284,7 @@ def _ranked(side: Side, inside: pl.Expr, known_only: bool = False) -> pl.DataFra
         _typed(held, column, kind, side.label).alias(name) for name, (column, kind) in side.features.items()
     ]
     there = [*key_names(side), TS, *([CREATED] if known_only else [])]
-    by = [TS, CREATED] if side.created else [TS]
-    try:
-        return (
-            side.frame.select(columns)
-            .filter(inside, *(pl.col(name).is_not_null() for name in there))
-            .sort(by, nulls_last=False, maintain_order=True)
-            .collect()
-        )
-    except pl.exceptions.InvalidOperationError as error:
-        raise DefinitionInvalid(f"{side.label}: a value does not fit its declared type: {error}") from error
+    return side.frame.select(columns).filter(inside, *(pl.col(name).is_not_null() for name in there))
 
 
 def _typed(held: pl.Schema, column: str, kind: str, label: str) -> pl.Expr:

@@ -101,6 +101,25 @@ def view_of(label: str, view: FeatureView, features: Mapping[str, str], table: s
             f"feature view {view.name!r} has a TTL, and its source {source.name!r} has no time",
             hint="leave the ttl out, or name a timestamp_field",
         )
+    return View(
+        name=label,
+        table=table,
+        dataset=source.dataset,
+        time=source.time,
+        created=source.created,
+        ttl_seconds=ttl,
+        keys=keys_of(view),
+        features=tuple(Feature(name, kind, source.column(name)) for name, kind in features.items()),
+        pushed=view.stream_source is not None,
+    )
+
+
+def keys_of(view: FeatureView) -> tuple[Key, ...]:
+    """The join keys of a view, under the names that its projection gives them.
+
+    Raises:
+        DefinitionInvalid: one has a type that Feast does not keep keys of.
+    """
     keys = []
     for column in view.entity_columns:
         if column.name == DUMMY_ENTITY_ID:
@@ -113,17 +132,7 @@ def view_of(label: str, view: FeatureView, features: Mapping[str, str], table: s
             )
         mapped = view.projection.join_key_map.get(column.name, column.name)
         keys.append(Key(column=mapped, join_key=column.name, type=kind))
-    return View(
-        name=label,
-        table=table,
-        dataset=source.dataset,
-        time=source.time,
-        created=source.created,
-        ttl_seconds=ttl,
-        keys=tuple(keys),
-        features=tuple(Feature(name, kind, source.column(name)) for name, kind in features.items()),
-        pushed=view.stream_source is not None,
-    )
+    return tuple(keys)
 
 
 def on_demand_of(

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 from feast import ValueType
+from feast.data_format import DeltaFormat, ParquetFormat
 from feast.data_source import DataSource
+from feast.infra.offline_stores.file_source import FileSource
 from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 from feast.repo_config import RepoConfig
 from feast.type_map import pa_to_feast_value_type
@@ -150,3 +155,76 @@ def _type_name(held: pa.DataType) -> str:
     if pa.types.is_large_list(held) or pa.types.is_list(held):
         return f"list<item: {_type_name(held.value_type)}>"
     return str(held)
+
+
+# --- what any source holds ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a source says of its columns, under the names that they have there.
+
+    ``label`` names the source in errors; ``dataset`` is None where it holds files.
+    """
+
+    label: str
+    dataset: str | None
+    time: str | None
+    created: str | None
+    column: Callable[[str], str]
+
+
+def held_in(source: DataSource | None) -> Held:
+    """Raises:
+    DefinitionInvalid: it is neither a dataset nor files.
+    """
+    if isinstance(source, DatasetSource):
+        label = f"dataset {source.dataset!r}"
+        return Held(label, source.dataset, source.time, source.created, source.column)
+    if isinstance(source, FileSource):
+        old = {new: name for name, new in source.field_mapping.items()}
+        time, created = source.timestamp_field, source.created_timestamp_column or ""
+        return Held(
+            label=f"file source {source.name!r}",
+            dataset=None,
+            time=old.get(time, time),
+            created=old.get(created, created) or None,
+            column=lambda name: old.get(name, name),
+        )
+    raise _not_read(source)
+
+
+def scan_files(source: DataSource | None, repo: Path | None) -> pl.LazyFrame:
+    """The rows of Parquet files or of a Delta table; a relative path begins in Feast's repository.
+
+    Raises:
+        NotFound: nothing is there.
+        DefinitionInvalid: they have another format, or the source is of another kind.
+    """
+    if not isinstance(source, FileSource):
+        raise _not_read(source)
+    uri = FileSource.get_uri_for_file_path(repo, source.path)
+    local = Path(uri.removeprefix("file://"))
+    if "://" not in uri.removeprefix("file://"):
+        uri = str(local)
+        if not local.exists() and not any(local.parent.glob(local.name)):
+            raise NotFound(
+                f"file source {source.name!r}: there is no {uri}", hint="make it, or correct its path"
+            )
+    endpoint = source.s3_endpoint_override
+    options = {"aws_endpoint_url": endpoint, "aws_allow_http": "true"} if endpoint else None
+    if isinstance(source.file_format, DeltaFormat):
+        return pl.scan_delta(uri, storage_options=options)
+    if source.file_format is not None and not isinstance(source.file_format, ParquetFormat):
+        raise DefinitionInvalid(
+            f"file source {source.name!r} is of {type(source.file_format).__name__}",
+            hint="Parquet files and Delta tables are read",
+        )
+    return pl.scan_parquet(uri, storage_options=options, missing_columns="insert")
+
+
+def _not_read(source: object) -> DefinitionInvalid:
+    return DefinitionInvalid(
+        f"source {getattr(source, 'name', '')!r} is a {type(source).__name__}: this store does not read it",
+        hint="give the view source=DatasetSource(…), or a FileSource of Parquet files or a Delta table",
+    )

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 
 from manta.data.lake import Lake
 from manta.definitions import load_function
 from manta.errors import InvalidInput
-from manta.features.compiled import Service, View, service_of
-from manta.features.historical import columns_of, values_as_of
+from manta.features.compiled import Service, service_of
+from manta.features.historical import Retrieval, side_of
+from manta.features.partitioned import limits_of
 from manta.settings import Settings
 
 
@@ -49,10 +49,6 @@ def training_set(
         sys.path.insert(0, str(context_root))
     described = service_of(manifest or _compiled(context_root, settings, service), service)
     lake = Lake(settings.datasets)
-
-    def scan(view: View) -> pl.LazyFrame:
-        return lake.scan(view.dataset, versions[view.dataset])
-
     _require_versions(described, versions)
     demands = [(view, load_function(view.function)) for view in described.on_demand]
     asked = list(dict.fromkeys([time, *described.join_keys, *described.request]))
@@ -62,12 +58,15 @@ def training_set(
             f"the rows have no column {', '.join(missing)}, which feature service {service!r} needs",
             hint=f"they have: {', '.join(rows.column_names)}",
         )
-    frame = pl.DataFrame(rows.select(asked))
-    values = values_as_of(frame, time, described.views, demands, scan, hide_late=True)
-    names = {feature: feature[1] for feature in described.features}
-    for column in columns_of(values, names, rows.column_names):
-        rows = rows.append_column(column.name, column.to_arrow())
-    return rows
+    retrieval = Retrieval(
+        time=time,
+        views=described.views,
+        sides=[side_of(view, lake.scan(view.dataset, versions[view.dataset])) for view in described.views],
+        on_demand=demands,
+        names={feature: feature[1] for feature in described.features},
+        hide_late=True,
+    )
+    return retrieval.table(rows, limits_of(lake))
 
 
 def _require_versions(service: Service, versions: Mapping[str, int]) -> None:

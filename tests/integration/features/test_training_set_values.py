@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pandas as pd
@@ -18,6 +18,7 @@ from manta.errors import DefinitionInvalid, InvalidInput, NotFound
 from manta.features import pinned
 from manta.features.materialize import materialize
 from manta.features.online import OnlineReader
+from manta.features.partitioned import Limits
 from manta.features.training_set import training_set
 
 from .conftest import START, Shop, datasets, hours
@@ -208,14 +209,13 @@ def test_a_dataset_that_has_changed_says_which(shop: Shop) -> None:
     assert "city, hour" in failure.value.hint
 
 
-def test_what_feast_is_asked_for_wrongly_is_named(shop: Shop) -> None:
-    shop.apply()
-    with pytest.raises(InvalidInput, match="entity_df is a query"):
-        shop.store().get_historical_features("SELECT 1", ["facts:built"])
-    with pytest.raises(InvalidInput, match="entity_df is missing"):
-        shop.store().get_historical_features(
-            None, ["facts:built"], start_date=datetime(2024, 1, 1, tzinfo=UTC)
-        )
+def test_a_set_made_on_disk_is_the_same(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = (shop.root, shop.settings, "trip", rows(), "at", shop.versions(), shop.manifest("trip"))
+    held = training_set(*asked)
+    small = Limits(in_process_rows=0, partition_rows=2, folder=f"{shop.settings.datasets}/.spill")
+    monkeypatch.setattr("manta.features.training_set.limits_of", lambda lake: small)
+    assert training_set(*asked) == held
+    assert list((shop.lake.folder / ".spill").iterdir()) == []
 
 
 def test_every_row_of_a_big_set_is_kept_once_and_in_order(shop: Shop) -> None:

@@ -1,8 +1,9 @@
-"""The as-of join against a brute-force oracle in plain Python."""
+"""The as-of join against a brute-force oracle in plain Python; MANTA_EXAMPLES says how many cases."""
 
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from manta.errors import DefinitionInvalid, InvalidInput
 from manta.features.asof import Side, cast, join, newest
 
+EXAMPLES = int(os.environ.get("MANTA_EXAMPLES", "0"))
 EPOCH = datetime(2013, 11, 2, 22, tzinfo=UTC)  # the hours after it have New York's clock change in them
 # Narrow, so that ties, late rows and the edges of a TTL are the rule; null now and then.
 KEYS = ["a", "a", "a", "b", "b", None]
@@ -109,7 +111,7 @@ def instants(rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
 
 
 @given(cases())
-@example_settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example_settings(max_examples=EXAMPLES or 300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_equals_the_oracle(case: dict[str, Any]) -> None:
     frame, side = held(case)
     expected = oracle(
@@ -125,7 +127,7 @@ def test_equals_the_oracle(case: dict[str, Any]) -> None:
 
 
 @given(cases(), st.sampled_from(HOURS))
-@example_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example_settings(max_examples=EXAMPLES or 100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_newest_row_of_a_key_is_the_one_that_a_join_takes(case: dict[str, Any], hour: int) -> None:
     _, side = held(case | {"ttl": 0})
     until = EPOCH + timedelta(hours=hour)
