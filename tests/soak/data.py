@@ -162,7 +162,7 @@ class Runner(threading.Thread):
             return _until(driver, lambda: bool(_staged(dataset, run) - before)) and _kill(driver)
         if victim == "task":
             found: list[psutil.Process] = []
-            _until(driver, lambda: bool(found.extend(self._tasks()) or found), pause=0.05)
+            _until(driver, lambda: bool(found.extend(self._tasks()) or found), pause=0.1)
             time.sleep(self._chance.uniform(0, TASK_SECONDS))
             killed = [_kill(task) for task in found]
             return any(killed)
@@ -200,7 +200,7 @@ class Runner(threading.Thread):
             try:
                 version = self._lake.version(self.name)
                 if version == seen:
-                    time.sleep(0.02)
+                    time.sleep(0.1)
                     continue
                 found, seen = digest(self._lake.read(self.name, version)), version
             except MantaError as error:
