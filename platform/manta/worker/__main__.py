@@ -17,6 +17,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -49,6 +51,10 @@ BEAT_SECONDS = 2.5
 # An attempt that is over may have a successor soon: what it still does ends before (see ALIVE_SECONDS in
 # manta.ledger.retries).
 LOST_GRACE_SECONDS = 4.0
+# A driver whose raylet dies while it connects waits for it for ever, and beats all the while. On a machine
+# under load, connecting has taken a minute.
+CONNECT_SECONDS = 300.0
+GIVEN_UP = 75
 
 
 def main(run_id: int, submission: str) -> int:
@@ -110,13 +116,31 @@ def _execute(context: RunContext, attempt: Attempt) -> None:
     if on_ray:
         import ray
 
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        with within(CONNECT_SECONDS, "connecting to Ray"):
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
     # Ray installs its own handlers; ours must come after them.
     signal.signal(signal.SIGTERM, attempt.stop)
     execute = importlib.import_module(module).execute
     if context.run.replay_of is not None:
         execute = partial(importlib.import_module("manta.worker.replay").repeat, execute)
     execute(context)
+
+
+@contextmanager
+def within(seconds: float, what: str) -> Iterator[None]:
+    """Ends this process, with status 75, when the block takes longer. The attempt is then a lost one."""
+
+    def over() -> None:
+        print(f"manta: {what} took more than {seconds:.0f} s; the attempt is given up", flush=True)
+        os._exit(GIVEN_UP)
+
+    timer = threading.Timer(seconds, over)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Stopped(BaseException):

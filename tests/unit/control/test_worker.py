@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import textwrap
 import threading
 import time
@@ -290,3 +292,12 @@ def test_two_projects_of_one_server_keep_their_data_apart(bench: Bench) -> None:
         lake = Lake(bench.settings.for_project(name).datasets)
         assert lake.read("orders", 0)["of"].to_list() == [name]
         assert lake.version("orders") == 0
+
+
+@pytest.mark.parametrize(("takes", "status"), [(60.0, 75), (0.0, 0)])
+def test_what_may_wait_for_ever_is_given_up(takes: float, status: int) -> None:
+    imports = "import time; from manta.worker.__main__ import within"
+    code = f"{imports}\nwith within(0.5, 'waiting'): time.sleep({takes})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == status
+    assert ("waiting took more than" in done.stdout) is (status != 0)
