@@ -81,12 +81,14 @@ class Query(Source):
                 relation = connection.sql(f"SELECT * FROM ({self.sql.strip().rstrip(';')}\n)")
                 columns = relation.columns
                 wanted = [name for name in ask.columns if name in columns]
-                if wanted:
-                    selected = relation.select(", ".join(map(quoted, wanted)))
-                    reader = selected.to_arrow_reader(BATCH_ROWS)
-                    yield Rows(0, pl.DataFrame(reader.schema.empty_table()), [], columns)
-                    for batch in reader:
-                        yield Rows(batch.num_rows, pl.DataFrame(batch), [], columns)
+                if not wanted:
+                    yield Rows(0, pl.DataFrame(), [], columns)
+                    return
+                selected = relation.select(", ".join(map(quoted, wanted)))
+                reader = selected.to_arrow_reader(BATCH_ROWS)
+                yield Rows(0, pl.DataFrame(reader.schema.empty_table()), [], columns)
+                for batch in reader:
+                    yield Rows(batch.num_rows, pl.DataFrame(batch), [], columns)
             except duckdb.Error as error:
                 raise _failed(error, piece) from None
             finally:

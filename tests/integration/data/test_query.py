@@ -11,7 +11,7 @@ from manta import Query
 from manta.data import ingest
 from manta.data.lake import Lake, quarantine_of
 from manta.definitions import Column, Contract, Definition, Ingest, Ref
-from manta.errors import DefinitionInvalid, SourceUnreadable
+from manta.errors import ContractBroken, DefinitionInvalid, SourceUnreadable
 from manta.ledger.context import RunContext
 from manta.ledger.runs import State
 
@@ -125,3 +125,13 @@ def test_queries_that_cannot_be_run(
 def test_a_query_needs_its_inputs_named() -> None:
     with pytest.raises(DefinitionInvalid, match="at least 1 item"):
         Ingest(**(DAILY.model_dump() | {"source": {"kind": "query", "sql": "select 1", "inputs": []}}))
+
+
+def test_a_query_without_any_column_of_the_contract_is_refused(
+    inputs: Callable[..., None], lake: Lake, context_of: Contexts
+) -> None:
+    inputs("flights", flights(("UA", 1.0)))
+    other = DAILY.replace(source=Query(sql="select carrier as airline from flights", inputs=("flights",)))
+    with pytest.raises(ContractBroken, match="has no column 'carrier'"):
+        ingest.execute(context_of(other))
+    assert lake.version("daily") is None
