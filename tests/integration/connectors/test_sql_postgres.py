@@ -253,6 +253,39 @@ def test_a_cursor_reads_on(postgres_url: str, run: Run) -> None:
     )
 
 
+def test_a_cursor_misses_nothing_that_is_written_meanwhile(postgres_url: str, run: Run) -> None:
+    """The greatest value is taken under the snapshot that the rows are read under."""
+    run("create table t (id bigint not null)")
+    source = Sql(url=postgres_url, table="t", cursor="id")
+    stop, found, cursor = threading.Event(), [], None
+
+    def write() -> None:
+        with psycopg.connect(postgres_url, autocommit=True) as other:
+            number = 0
+            while not stop.is_set():
+                other.execute("insert into t values (%s)", [number])
+                number += 1
+
+    def read() -> None:
+        nonlocal cursor
+        ask = asked("id", cursor=cursor)
+        with source.opened(ask) as reading:
+            found.extend(row[0] for piece in reading.pieces for row in _rows(source, piece, ask))
+            cursor = reading.cursor
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(20):
+            read()
+    finally:
+        stop.set()
+        writer.join()
+    assert found, "something was written meanwhile"
+    read()
+    assert found == [row[0] for row in run("select id from t order by id")]
+
+
 @pytest.mark.parametrize(
     ("kind", "values", "lateness", "expected"),
     [
