@@ -41,6 +41,9 @@ soak-control: install # SOAK="--kills 10 --parts server --seed 1" for less
 soak-data: install # SOAK="--kills 5 --lanes files --seed 1" for less
 	$(BIN)/python -m tests.soak.data $(SOAK)
 
+soak-features: install # SOAK="--kills 5 --stores sqlite --seed 1" for less
+	$(BIN)/python -m tests.soak.features $(SOAK)
+
 bench-data: install # MANTA_BENCH_MB=100 for less
 	$(BIN)/python -m tests.benchmarks data
 

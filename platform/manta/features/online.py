@@ -108,8 +108,21 @@ class OnlineReader:
 
     def _answered(self, question: _Question, rows: Iterable[Row]) -> Looked:
         known, answers = question.known, question.answers
-        for place, key, name, value, event in rows:
-            answers[place].take(key, name, value, event, question.at)
+        held = [answer.held(question.at) for answer in answers]
+        for place, key, name, value, event in rows:  # the hot loop: a call here is felt
+            rows_of, columns, earliest, oldest, expired = held[place]
+            column = columns.get(name)
+            if column is None:
+                continue  # of the view, but not of the service
+            decoded = decode_value(value)
+            for i in rows_of[key]:
+                if earliest is not None and event < earliest[i]:
+                    expired[i] = True
+                    continue
+                column[i] = decoded
+                before = oldest[i]
+                if before is None or event < before:
+                    oldest[i] = event
         found = {place: values for answer in answers for place, values in answer.values.items()}
         for demand, function in self._on_demand:
             answer = compute(demand, function, found, known, len(question.at))
@@ -163,6 +176,9 @@ class _Question:
     keys: list[list[bytes]]
 
 
+_Held = tuple[dict[bytes, list[int]], dict[str, list[Any]], list[int] | None, list[int | None], list[bool]]
+
+
 class _ViewReader:
     """What reading one view takes that does not depend on the request."""
 
@@ -200,20 +216,12 @@ class _Answer:
         self._oldest: list[int | None] = [None] * rows
         self._expired = [False] * rows
 
-    def take(self, key: bytes, name: str, value: bytes, event: int, at: Sequence[int]) -> None:
-        """One value of the store, for all rows that asked for its key."""
-        place = self._view.places.get(name)
-        if place is None:
-            return  # of the view, but not of the service
-        column, ttl, decoded = self.values[place], self._view.ttl, decode_value(value)
-        for i in self.rows_of[key]:
-            if ttl and event < at[i] - ttl:
-                self._expired[i] = True
-                continue
-            column[i] = decoded
-            oldest = self._oldest[i]
-            if oldest is None or event < oldest:
-                self._oldest[i] = event
+    def held(self, at: list[int]) -> _Held:
+        """What is filled in: the rows of each key, a column for each feature, the earliest event time that is
+        still good for each row (None: any), the oldest that was used, and whether one was too old."""
+        columns = {name: self.values[place] for name, place in self._view.places.items()}
+        earliest = [instant - self._view.ttl for instant in at] if self._view.ttl else None
+        return self.rows_of, columns, earliest, self._oldest, self._expired
 
     def fresh(self) -> list[datetime | None]:
         return [None if event is None else datetime.fromtimestamp(event / 1e6, UTC) for event in self._oldest]

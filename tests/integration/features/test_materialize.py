@@ -186,9 +186,9 @@ import manta.features.stores.sqlite as s
 from manta.features.compiled import read_manifest, service_of
 manifest, lake, versions, until = json.loads(sys.argv[1])
 rows = s._rows
-def slow(view, batch, keys):
-    for i, row in enumerate(rows(view, batch, keys)):
-        if view.name == "weather" and i == 700:
+def slow(view, keys, batch):
+    for i, row in enumerate(rows(view, keys, batch)):
+        if view.name == "weather" and i == 350:
             print("half way", flush=True)
             time.sleep(60)
         yield row

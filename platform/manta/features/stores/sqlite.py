@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manta.errors import FeaturesUnavailable
 from manta.features.compiled import View
 from manta.features.stores import Row
-from manta.features.wire import key_encoder, value_encoder
 from manta.words import quoted
 
 if TYPE_CHECKING:
@@ -127,22 +125,18 @@ class SqliteRows:
 
 
 def _write(connection: sqlite3.Connection, view: View, rows: pl.DataFrame, whole: bool) -> int:
-    table = quoted(view.table)
+    from manta.features.stores._columns import in_order, keys_of  # they load Polars: readers do without
+
+    keys, rows = in_order(keys_of(view, rows), rows)
     connection.execute("BEGIN IMMEDIATE")
     try:
         create_table(connection, view.table)
-        connection.execute("CREATE TEMP TABLE now_there (entity_key BLOB PRIMARY KEY) WITHOUT ROWID")
-        for start in range(0, rows.height, KEYS_PER_BATCH):
-            batch = rows.slice(start, KEYS_PER_BATCH)
-            keys = _keys(view, batch)
-            connection.executemany("INSERT INTO now_there VALUES (?)", zip(keys))
-            connection.executemany(_UPSERT[whole].format(table=table), _rows(view, batch, keys))
+        # Feast makes this index beside the primary key, which begins with the same column and serves as well.
+        connection.execute(f"DROP INDEX IF EXISTS {quoted(f'{view.table}_ek')}")
+        connection.executemany(_upsert(view, whole), _rows(view, keys, rows))
         if whole:
-            connection.execute(
-                f"DELETE FROM {table} WHERE entity_key NOT IN (SELECT entity_key FROM now_there)"
-            )
-        _check_counts(connection, view, rows.height, whole)
-        connection.execute("DROP TABLE now_there")
+            _remove_others(connection, view, keys)
+        _check_counts(connection, view, keys, whole)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -151,70 +145,94 @@ def _write(connection: sqlite3.Connection, view: View, rows: pl.DataFrame, whole
     return rows.height
 
 
-_WRITE = (
-    "INSERT INTO {table} (entity_key, feature_name, value, value_text, event_ts, created_ts) "
-    "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, "
-    "value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts WHERE "
-)
-_UPSERT = {
+def _upsert(view: View, whole: bool) -> str:
+    """One statement for all features of a key: key, event and created time, then a value and a text each, in
+    the order of the features' names, which is that of the table."""
+    names = sorted(feature.name for feature in view.features)
+    values = ", ".join(
+        f"(?1, {_literal(name)}, ?{4 + 2 * at}, ?{5 + 2 * at}, ?2, ?3)" for at, name in enumerate(names)
+    )
+    return (
+        f"INSERT INTO {quoted(view.table)} "
+        f"(entity_key, feature_name, value, value_text, event_ts, created_ts) VALUES {values} "
+        "ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, "
+        "value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts "
+        f"WHERE {_REPLACED[whole]}"
+    )
+
+
+_REPLACED = {
     # What is there already is left, not rewritten.
-    True: _WRITE + "value IS NOT excluded.value OR event_ts IS NOT excluded.event_ts "
+    True: "value IS NOT excluded.value OR event_ts IS NOT excluded.event_ts "
     "OR created_ts IS NOT excluded.created_ts",
-    False: _WRITE + "excluded.event_ts > event_ts OR (excluded.event_ts = event_ts "
+    False: "excluded.event_ts > event_ts OR (excluded.event_ts = event_ts "
     "AND (excluded.created_ts IS NULL OR created_ts IS NULL OR excluded.created_ts >= created_ts))",
 }
 
 
-def _keys(view: View, batch: pl.DataFrame) -> list[bytes]:
-    encode = key_encoder([(key.join_key, key.type) for key in view.keys])
-    import polars as pl
-
-    if not view.keys:
-        return [key for key in [encode(())] * batch.height if key is not None]
-    parts = batch.select(pl.col("^__key_.*$"))
-    return [key for key in map(encode, parts.iter_rows()) if key is not None]
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
-def _rows(view: View, batch: pl.DataFrame, keys: list[bytes]) -> Iterator[tuple[object, ...]]:
-    """Feature by feature, the rows of Feast's layout."""
-    from manta.features import asof  # it loads Polars, which readers do without
+def _rows(view: View, keys: list[bytes], rows: pl.DataFrame) -> Iterator[tuple[object, ...]]:
+    """What the statement takes, for each key."""
+    from manta.features.stores._columns import batches, texts_of, values_of
 
-    event, created = _times(batch[asof.TS]), _times(batch[asof.CREATED])
-    for feature in view.features:
-        values = batch[feature.name].to_list()
-        encoded = map(value_encoder(feature.type), values)
-        yield from zip(keys, repeat(feature.name), encoded, _texts(feature.type, values), event, created)
-
-
-def _times(micros: pl.Series) -> list[int | None]:
-    import polars as pl
-
-    instants = micros.cast(pl.Datetime("us", "UTC")).to_list()
-    return [None if at is None else seconds_kept(at) for at in instants]
+    features = sorted(view.features, key=lambda feature: feature.name)
+    for number, batch in enumerate(batches(rows, KEYS_PER_BATCH)):
+        first = number * KEYS_PER_BATCH
+        columns: list[Iterable[object]] = [keys[first : first + batch.height]]
+        columns += [_seconds(batch["__ts"].to_list()), _seconds(batch["__created"].to_list())]
+        for feature in features:
+            columns.append(values_of(feature.type, batch[feature.name]))
+            columns.append(texts_of(feature.type, batch[feature.name]))
+        yield from zip(*columns, strict=False)  # texts may be nothing for ever
 
 
-def _texts(kind: str, values: list[object]) -> Iterator[str | None]:
-    """What Feast keeps beside a value for its filters: strings, numbers and booleans as text."""
-    if kind.startswith("list[") or kind in ("timestamp", "bytes"):
-        return repeat(None, len(values))
-    return (None if value is None else str(value) for value in values)
+def _seconds(micros: list[int | None]) -> list[int | None]:
+    """As Feast keeps instants: whole seconds, cut."""
+    if _LOCAL_IS_UTC:
+        return [None if at is None else int(at / 1_000_000) for at in micros]
+    return [None if at is None else seconds_kept(datetime.fromtimestamp(at / 1e6, UTC)) for at in micros]
 
 
-def _check_counts(connection: sqlite3.Connection, view: View, keys: int, whole: bool) -> None:
+def _remove_others(connection: sqlite3.Connection, view: View, keys: list[bytes]) -> None:
+    there = _counts(connection, view)
+    if all(there.get(feature.name) == len(keys) for feature in view.features):
+        return  # these are there, and so nothing else is
+    _note(connection, keys)
+    connection.execute(
+        f"DELETE FROM {quoted(view.table)} WHERE entity_key NOT IN (SELECT entity_key FROM now_there)"
+    )
+
+
+def _note(connection: sqlite3.Connection, keys: list[bytes]) -> None:
+    """A table of the keys, which goes with the connection."""
+    connection.execute(
+        "CREATE TEMP TABLE IF NOT EXISTS now_there (entity_key BLOB PRIMARY KEY) WITHOUT ROWID"
+    )
+    connection.executemany("INSERT OR IGNORE INTO now_there VALUES (?)", zip(keys))
+
+
+def _counts(connection: sqlite3.Connection, view: View, noted: bool = False) -> dict[str, int]:
+    """Feature → how many keys have it; of those that were noted, or of all."""
+    source = f"now_there CROSS JOIN {quoted(view.table)} USING (entity_key)" if noted else quoted(view.table)
+    return dict(connection.execute(f"SELECT feature_name, count(*) FROM {source} GROUP BY feature_name"))
+
+
+def _check_counts(connection: sqlite3.Connection, view: View, keys: list[bytes], whole: bool) -> None:
     """Raises:
     FeaturesUnavailable: a feature is there under fewer keys than were written, or under others.
     """
-    table = quoted(view.table)
+    if not whole:
+        _note(connection, keys)
+    there = _counts(connection, view, noted=not whole)
     for feature in view.features:
-        query = (
-            f"SELECT count(*) FROM {table} WHERE feature_name = ?"
-            if whole
-            else f"SELECT count(*) FROM now_there JOIN {table} USING (entity_key) WHERE feature_name = ?"
-        )
-        (there,) = connection.execute(query, (feature.name,)).fetchone()
-        if there != keys:
+        found = there.get(feature.name, 0)
+        if found != len(keys):
             raise FeaturesUnavailable(
-                f"view {view.name!r} has {feature.name!r} under {there} keys online, and should under {keys}",
+                f"view {view.name!r} has {feature.name!r} under {found} keys online, and should under "
+                f"{len(keys)}",
                 hint="nothing of it has changed; run the materialization again",
             )
 
@@ -227,6 +245,7 @@ def writable(path: str) -> Iterator[sqlite3.Connection]:
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA cache_size=-65536")  # KiB
         yield connection
     finally:
         connection.close()
