@@ -33,6 +33,7 @@ registry: {registry_type: sql, path: "sqlite:///${MANTA_HOME}/feast/registry.db"
   serve_features_while_materializing: true}
 offline_store: {type: manta.features.offline.AsofOfflineStore, lake: "${MANTA_LAKE}"}
 online_store: ONLINE
+batch_engine: ENGINE
 materialization: {pull_latest_features: true, online_write_batch_size: 10000}
 entity_key_serialization_version: 3
 """
@@ -60,11 +61,15 @@ class Repository:
     manifest: dict[str, Any]
     version: int
     store: FeatureStore
+    server: Any  # what runs the store; None for a file
 
 
 @contextmanager
-def repository(kind: str, keys: int, features: int, name: str = "bench") -> Iterator[Repository]:
-    """A repository on a store of its own, with that many rows in its dataset and nothing online."""
+def repository(
+    kind: str, frame: pl.DataFrame, features: int, *, engine: str = "local", append: str = "no"
+) -> Iterator[Repository]:
+    """A repository on a store of its own, with those rows in its dataset and nothing online. ``append``:
+    whether Redis writes to disk."""
     folder = Path(tempfile.mkdtemp(prefix="fb", dir=os.environ.get("MANTA_BENCH_FOLDER", "/tmp")))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -74,13 +79,14 @@ def repository(kind: str, keys: int, features: int, name: str = "bench") -> Iter
         sys.path.insert(0, str(folder))
         stack.callback(_forget, before[1])
         (folder / "features").mkdir()
-        text = STORE.replace("ONLINE", _online(kind, folder, stack))
+        online, server = _online(kind, folder, stack, append)
+        text = STORE.replace("ONLINE", online).replace("ENGINE", engine)
         (folder / "features/feature_store.yaml").write_text(text)
         (folder / "features/views.py").write_text(VIEWS.replace("FEATURES", str(features)))
-        settings = Settings(project=name, root=folder, home=folder / ".manta")._resolved()
-        version = Lake(settings.datasets).replace("stats", rows(keys, features), run_key="bench")
+        settings = Settings(project="bench", root=folder, home=folder / ".manta")._resolved()
+        version = Lake(settings.datasets).replace("stats", frame, run_key="bench")
         manifest = read_manifest(apply(parse(folder, settings), folder, settings)["wide"])
-        yield Repository(kind, folder, settings, manifest, version, open_store(folder, settings))
+        yield Repository(kind, folder, settings, manifest, version, open_store(folder, settings), server)
 
 
 def rows(keys: int, features: int) -> pl.DataFrame:
@@ -89,21 +95,19 @@ def rows(keys: int, features: int) -> pl.DataFrame:
     return pl.DataFrame({"user": np.arange(keys), **values}).with_columns(at=pl.lit(AT))
 
 
-def _online(kind: str, folder: Path, stack: ExitStack) -> str:
+def _online(kind: str, folder: Path, stack: ExitStack, append: str) -> tuple[str, Any]:
     if kind == "sqlite":
-        return f'{{type: sqlite, path: "{folder}/online.db"}}'
+        return f'{{type: sqlite, path: "{folder}/online.db"}}', None
     if kind == "redis":
-        server = RedisServer(folder, append="no")
+        server = RedisServer(folder, append=append)
         server.start()
         stack.callback(server.kill)
-        return f'{{type: redis, connection_string: "127.0.0.1:{server.port}"}}'
+        return f'{{type: redis, connection_string: "127.0.0.1:{server.port}"}}', server
     os.environ["BENCH_PASSWORD"] = "nothing-to-hide"
     postgres = Postgres(folder / "pg")
     stack.callback(postgres.stop)
-    return (
-        f'{{type: postgres, host: "{folder}/pg", database: postgres, user: postgres, '
-        'password: "${BENCH_PASSWORD}"}'
-    )
+    online = f'{{type: postgres, host: "{folder}/pg", database: postgres, user: postgres, '
+    return online + 'password: "${BENCH_PASSWORD}"}', postgres
 
 
 def _forget(path: list[str]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from manta.features.compiled import service_of
 from manta.features.materialize import materialize
 from manta.features.online import OnlineReader
-from tests.benchmarks._features import AT, STORES, Repository, repository
+from tests.benchmarks._features import AT, STORES, Repository, repository, rows
 from tests.benchmarks._measure import compare
 
 FEATURES = 10
@@ -28,23 +28,23 @@ def main() -> None:
     keys = int(os.environ.get("MANTA_BENCH_KEYS", "20000"))
     rounds = int(os.environ.get("MANTA_BENCH_ROUNDS", "300"))
     for kind in os.environ.get("MANTA_BENCH_STORES", ",".join(STORES)).split(","):
-        with repository(kind, keys, FEATURES) as repo:
+        with repository(kind, rows(keys, FEATURES), FEATURES) as repo:
             service = service_of(repo.manifest, "wide")
             materialize(service, repo.settings.datasets, {"stats": repo.version}, AT + timedelta(days=1))
-            for asked in (1, 100):
-                _measure(repo, [(number * 197) % keys for number in range(asked)], rounds)
+            for count in (1, 100):
+                _measure(repo, [(number * 197) % keys for number in range(count)], rounds)
 
 
 def _measure(repo: Repository, users: list[int], rounds: int) -> None:
     reader, at = OnlineReader(repo.manifest, "wide"), [AT + timedelta(hours=1)] * len(users)
     registered = repo.store.get_feature_service("wide")
-    rows = [{"user": user} for user in users]
+    asked = [{"user": user} for user in users]
 
     def ours() -> dict[str, list[Any]]:
         return dict(reader.read({"user": users}, at).values)
 
     def theirs() -> dict[str, list[Any]]:
-        return repo.store.get_online_features(features=registered, entity_rows=rows).to_dict()
+        return repo.store.get_online_features(features=registered, entity_rows=asked).to_dict()
 
     mine, other = ours(), theirs()
     assert all(mine[f"f{n}"] == other[f"f{n}"] for n in range(FEATURES))

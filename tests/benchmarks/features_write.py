@@ -26,7 +26,7 @@ from typing import NamedTuple
 from manta.features.compiled import service_of
 from manta.features.materialize import materialize
 from manta.features.online import OnlineReader
-from tests.benchmarks._features import AT, STORES, Repository, repository
+from tests.benchmarks._features import AT, STORES, Repository, repository, rows
 
 FEATURES = 5
 WANTED = {"sqlite": 3, "redis": 8, "postgres": 5}
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def manta(kind: str, keys: int) -> Cost:
-    with repository(kind, keys, FEATURES) as repo:
+    with repository(kind, rows(keys, FEATURES), FEATURES) as repo:
         service = service_of(repo.manifest, "wide")
         began, cpu = time.perf_counter(), time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
@@ -69,7 +69,7 @@ def manta(kind: str, keys: int) -> Cost:
 
 
 def feast(kind: str, keys: int) -> Cost:
-    with repository(kind, keys, FEATURES) as repo:
+    with repository(kind, rows(keys, FEATURES), FEATURES) as repo:
         began, cpu = time.perf_counter(), time.process_time()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             repo.store.materialize(AT - timedelta(days=1), AT + timedelta(days=1))
