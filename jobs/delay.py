@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import torch
 from torch import nn
 
-from manta import AtLeast, AtMost, BeatsChampion, Examples, TimeSplit, Torch, Training
+from manta import AtLeast, AtMost, BeatsChampion, Examples, Parity, TimeSplit, Torch, Training
 
 NEW_YORK = ZoneInfo("America/New_York")
 
@@ -171,5 +171,10 @@ delay = Training(
     params={"epochs": 4, "batch": 2048, "learning_rate": 5e-3},
     # What one would go by without a model: how often the route was late in the last four weeks.
     baseline="route_late_28d",
-    gates=(AtLeast("roc_auc", 0.76), AtMost("ece", 0.03), BeatsChampion("roc_auc", tolerance=0.002)),
+    gates=(
+        AtLeast("roc_auc", 0.76),
+        AtMost("ece", 0.03),
+        BeatsChampion("roc_auc", tolerance=0.002),
+        Parity(),
+    ),
 )

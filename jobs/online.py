@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from manta import Materialize
 
-online = Materialize(features="delay_v1")
+online = Materialize(features="delay_v1", parity=1000)

@@ -31,6 +31,7 @@ _PUBLIC = {
     "Kafka": "manta.connectors.kafka",
     "MantaError": "manta.errors",
     "Materialize": "manta.definitions",
+    "Parity": "manta.definitions",
     "Query": "manta.connectors.query",
     "RestApi": "manta.connectors.rest",
     "Retry": "manta.definitions",

@@ -18,14 +18,17 @@
     ├── Forbidden                    what one may see and not do                     (403)
     ├── NotFound                     a name that nothing answers to                  (404)
     ├── Conflict                     somebody else was first                         (409)
-    │   └── InProgress               the same request, sent before, is at work       (409)
+    │   ├── InProgress               the same request, sent before, is at work       (409)
+    │   └── Unacknowledged           an apply that breaks what is served             (409)
     ├── TooMany                      requests, or failed log-ins, in a short time    (429)
     ├── GateFailed                   a model was refused promotion                   (409)
+    ├── SkewFound                    features differ online from the as-of join      (409)
     ├── ExtraMissing                 an optional dependency is not installed         (501)
     ├── Unavailable                  a part of the platform does not answer          (503)
     │   ├── PlatformDown             `manta up` has not been run, or died            (503)
     │   ├── PortInUse                another process holds a port manta needs        (503)
     │   ├── FeaturesUnavailable      the online store or its manifest                (503)
+    │   ├── FeaturesStale            what is online is older than the service allows (503)
     │   └── ModelUnavailable         no version of the model can be loaded           (503)
     └── RunFailed                    a run ended otherwise than SUCCEEDED            (500)
 
@@ -149,6 +152,10 @@ class InProgress(Conflict):
     code = "in_progress"
 
 
+class Unacknowledged(Conflict):
+    code = "unacknowledged"
+
+
 class TooMany(MantaError):
     code = "too_many"
     http_status = 429
@@ -156,6 +163,11 @@ class TooMany(MantaError):
 
 class GateFailed(MantaError):
     code = "gate_failed"
+    http_status = 409
+
+
+class SkewFound(MantaError):
+    code = "skew_found"
     http_status = 409
 
 
@@ -179,6 +191,10 @@ class PortInUse(Unavailable):
 
 class FeaturesUnavailable(Unavailable):
     code = "features_unavailable"
+
+
+class FeaturesStale(Unavailable):
+    code = "features_stale"
 
 
 class ModelUnavailable(Unavailable):

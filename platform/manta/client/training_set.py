@@ -84,7 +84,8 @@ def _now(client: Client, name: str) -> tuple[Training, tuple[Version, ...]]:
         known = ", ".join(job for job, (each, _) in jobs.items() if isinstance(each, Training))
         raise NotFound(f"the project has no training {name!r}", hint=f"it has: {known or 'none'}")
     makers = {ref: job for job, (each, _) in jobs.items() for ref in each.outputs()}
-    return training, tuple(_newest(client, ref, makers[ref]) for ref in project.inputs(training))
+    read = [ref for ref in project.inputs(training) if ref.kind != "online"]  # that is for a gate to look at
+    return training, tuple(_newest(client, ref, makers[ref]) for ref in read)
 
 
 def _newest(client: Client, ref: Ref, job: str) -> Version:

@@ -10,7 +10,16 @@ from manta.definitions.endpoints import Endpoint
 from manta.definitions.features import FeatureRepo, Materialize, ViewInfo
 from manta.definitions.jobs import Job, Policy, Retry, Runnable
 from manta.definitions.sources import Source
-from manta.definitions.training import AtLeast, AtMost, BeatsChampion, Examples, TimeSplit, Torch, Training
+from manta.definitions.training import (
+    AtLeast,
+    AtMost,
+    BeatsChampion,
+    Examples,
+    Parity,
+    TimeSplit,
+    Torch,
+    Training,
+)
 from manta.errors import DefinitionInvalid
 
 KINDS: dict[str, type[Definition]] = {
@@ -49,6 +58,7 @@ __all__ = [
     "Job",
     "Materialize",
     "Name",
+    "Parity",
     "Policy",
     "Ref",
     "Retry",

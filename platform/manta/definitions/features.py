@@ -24,12 +24,18 @@ class ViewInfo(Frozen):
 
 
 class FeatureRepo(Runnable):
-    """The project's Feast repository; running it applies it to the registry. Not written by users."""
+    """The project's Feast repository; running it applies it to the registry. Not written by users.
+
+    Attributes:
+        services: the views behind each, those that its on-demand views read included.
+        types: by service, what it reads and gives: `view.feature` → type, and `join key NAME` → type.
+    """
 
     kind: ClassVar[str] = "feature-repo"
     name: Name = "features"
     views: tuple[ViewInfo, ...] = ()
     services: dict[str, tuple[str, ...]] = Field(default={})
+    types: dict[str, dict[str, str]] = Field(default={})
     fingerprint: str = ""
 
     def outputs(self) -> tuple[Ref, ...]:
@@ -43,10 +49,16 @@ class FeatureRepo(Runnable):
 
 
 class Materialize(Runnable):
-    """Puts the newest values of a feature service's views into the online store."""
+    """Puts the newest values of a feature service's views into the online store.
+
+    Attributes:
+        parity: how many rows are then read online and compared with the as-of join; the run fails when one
+            value differs. 0: none.
+    """
 
     kind: ClassVar[str] = "materialize"
     features: str
+    parity: int = Field(default=0, ge=0)
 
     def __init__(self, **fields: Any) -> None:
         super().__init__(**({"name": "online"} | fields))

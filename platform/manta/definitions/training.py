@@ -98,7 +98,15 @@ class BeatsChampion(Frozen):
         super().__init__(**({"metric": metric, "tolerance": tolerance} | more))
 
 
-Gate = Annotated[AtLeast | AtMost | BeatsChampion, Field(discriminator="kind")]
+class Parity(Frozen):
+    """The features of the training must be the same online: of ``keys`` sampled rows, read as an endpoint
+    will read them, no value may differ from the as-of join."""
+
+    kind: Literal["parity"] = "parity"
+    keys: int = Field(default=1000, ge=1)
+
+
+Gate = Annotated[AtLeast | AtMost | BeatsChampion | Parity, Field(discriminator="kind")]
 
 
 class Training(Runnable):
@@ -144,7 +152,9 @@ class Training(Runnable):
         super().__init__(**(named | fields))
 
     def inputs(self) -> tuple[Ref, ...]:
-        return (Ref("dataset", self.examples.dataset), Ref("features", self.features))
+        read = (Ref("dataset", self.examples.dataset), Ref("features", self.features))
+        online = any(isinstance(gate, Parity) for gate in self.gates)
+        return (*read, Ref("online", self.features)) if online else read
 
     def outputs(self) -> tuple[Ref, ...]:
         return (Ref("model", self.model),)

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 
 from manta.data.lake import Lake
 from manta.definitions import digest
+from manta.errors import SkewFound
 from manta.features import asof
 from manta.features.compiled import Service, read_manifest, service_of
 from manta.features.historical import side_of
@@ -35,6 +36,7 @@ def execute(context: RunContext) -> None:
         NotFound: the service has not been applied, or a dataset has no version.
         FeaturesUnavailable: the store cannot be written, or holds another count than was written.
         DefinitionInvalid: a dataset does not hold what a view declares.
+        SkewFound: the store has been written, and readers get other values than the as-of join gives.
     """
     name = context.definition.features
     applied = context.read("features", name)
@@ -43,12 +45,45 @@ def execute(context: RunContext) -> None:
     datasets = dict.fromkeys(view.dataset for view in service.views)
     versions = {dataset: int(context.read("dataset", dataset).version) for dataset in datasets}
     context.progress(0, len(service.views), "views")
-    rows = materialize(service, context.settings.datasets, versions, told=context.progress)
+    until = datetime.now(UTC)
+    rows = materialize(service, context.settings.datasets, versions, until, told=context.progress)
+    if context.definition.parity:
+        _check_parity(context, name, path, versions, until)
     version = digest([applied.version, versions])
     context.produced(
-        "online", name, version, manifest=path, rows=sum(rows.values()), views=rows, datasets=versions
+        "online",
+        name,
+        version,
+        manifest=path,
+        rows=sum(rows.values()),
+        views=rows,
+        datasets=versions,
+        until=until.isoformat(),
     )
     context.measured(keys=rows)
+
+
+def _check_parity(
+    context: RunContext, name: str, path: str, versions: Mapping[str, int], until: datetime
+) -> None:
+    """Raises:
+    SkewFound: what is online now is not what the as-of join gives.
+    """
+    from manta.features.parity import check
+
+    found = check(
+        read_manifest(path),
+        name,
+        context.settings.datasets,
+        versions,
+        until,
+        root=context.root,
+        keys=context.definition.parity,
+    )
+    print("\n".join(f"manta: {line}" for line in found.lines()), flush=True)
+    context.measured(online_parity=found.model_dump(mode="json"))
+    if not found.clean:
+        raise SkewFound(found.summary(), hint=found.hint())
 
 
 def materialize(

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from manta.definitions import AtLeast, AtMost, BeatsChampion
+from manta.definitions import AtLeast, AtMost, BeatsChampion, Parity
 from manta.errors import TrainingInvalid
+from manta.ledger.parity import ParityReport
 from manta.training.evaluate import METRICS, SMALLER_IS_BETTER
 
-Gate = AtLeast | AtMost | BeatsChampion
+Gate = AtLeast | AtMost | BeatsChampion | Parity
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def check_names(gates: Iterable[Gate]) -> None:
     TrainingInvalid: a gate names a metric that is not measured, or cannot be used in that gate.
     """
     for gate in gates:
+        if isinstance(gate, Parity):
+            continue
         if gate.metric not in METRICS:
             raise TrainingInvalid(
                 f"a gate names the metric {gate.metric!r}, which is not measured",
@@ -77,17 +80,35 @@ def check_names(gates: Iterable[Gate]) -> None:
             )
 
 
-def judge(gates: Sequence[Gate], metrics: Mapping[str, float], champion: Champion | None) -> list[Result]:
-    """One result per gate, in order. A value that is not a number passes no gate.
+def judge(
+    gates: Sequence[Gate],
+    metrics: Mapping[str, float],
+    champion: Champion | None,
+    parity: ParityReport | None = None,
+) -> list[Result]:
+    """One result per gate, in order. A value that is not a number passes no gate; :class:`Parity` without a
+    report of a check does not pass.
 
     A champion that cannot be scored on these rows (it takes a feature that the training set no longer has, or
     its package is gone) fails :class:`BeatsChampion`: a gate that cannot tell must not let pass. Taking the
     gate out of the definition for one training is the deliberate way around.
     """
-    return [_judge(gate, metrics[gate.metric], champion) for gate in gates]
+    return [
+        _parity(parity) if isinstance(gate, Parity) else _judge(gate, metrics[gate.metric], champion)
+        for gate in gates
+    ]
 
 
-def _judge(gate: Gate, value: float, champion: Champion | None) -> Result:
+def _parity(found: ParityReport | None) -> Result:
+    name = "the same features online"
+    if found is None:
+        return Result(name, "skewed", math.nan, 0.0, None, False, "it was not checked")
+    return Result(
+        name, "skewed", found.skewed, 0.0, -float(found.skewed), found.clean, reason=found.summary()
+    )
+
+
+def _judge(gate: AtLeast | AtMost | BeatsChampion, value: float, champion: Champion | None) -> Result:
     if isinstance(gate, AtLeast):
         return _compared(
             f"{gate.metric} >= {gate.bound:g}", gate.metric, value, gate.bound, value - gate.bound

@@ -14,6 +14,7 @@ from manta.definitions import Ref, Training
 from manta.errors import Conflict, GateFailed, ModelUnavailable, NotFound, RequestInvalid
 from manta.ledger.actor import of_run
 from manta.ledger.context import RunContext
+from manta.ledger.parity import ParityReport
 from manta.models import package
 from manta.models.registry import Registry
 from manta.training import gates
@@ -52,13 +53,19 @@ class Candidate:
 
 
 def promote(
-    context: RunContext, registry: Registry, candidate: Candidate, rows: pl.DataFrame, labels: np.ndarray
+    context: RunContext,
+    registry: Registry,
+    candidate: Candidate,
+    rows: pl.DataFrame,
+    labels: np.ndarray,
+    parity: ParityReport | None = None,
 ) -> str:
     """Hold the candidate against the gates and the champion of now; register it and point the alias at it.
     If somebody else moves the champion meanwhile, do so again with that one.
 
     Args:
         rows: the held-out rows, with the features as they are. labels: theirs.
+        parity: what checking the features online found, where a gate asks for it.
 
     Returns:
         the version it is registered as.
@@ -70,7 +77,7 @@ def promote(
     training: Training = context.definition
     for _ in range(TRIES):
         champion = _champion(context, registry, candidate, rows, labels)
-        table = _judge(context, registry, candidate, champion)
+        table = _judge(context, registry, candidate, champion, parity)
         version = registry.register(
             training.model,
             candidate.run,
@@ -104,7 +111,11 @@ def promote(
 
 
 def _judge(
-    context: RunContext, registry: Registry, candidate: Candidate, champion: gates.Champion | None
+    context: RunContext,
+    registry: Registry,
+    candidate: Candidate,
+    champion: gates.Champion | None,
+    parity: ParityReport | None,
 ) -> list[dict[str, Any]]:
     """What each gate said, recorded with the run and in MLflow.
 
@@ -112,7 +123,7 @@ def _judge(
         GateFailed: one of them did not let pass.
     """
     training: Training = context.definition
-    results = gates.judge(training.gates, candidate.metrics, champion)
+    results = gates.judge(training.gates, candidate.metrics, champion, parity)
     table = [result.to_json() for result in results]
     passed = all(result.passed for result in results)
     compared = {f"champion_{name}": value for name, value in ((champion and champion.metrics) or {}).items()}
@@ -134,8 +145,13 @@ def _judge(
     raise GateFailed(
         f"{training.model} was refused promotion: "
         + "; ".join(str(result) for result in results if not result.passed),
-        hint=f"{ALIAS} stays {f'version {holder}' if holder else 'unset'}; "
-        f"MLflow keeps the training as run {candidate.run}",
+        hint="; ".join(
+            [
+                f"{ALIAS} stays {f'version {holder}' if holder else 'unset'}",
+                f"MLflow keeps the training as run {candidate.run}",
+                *([parity.hint()] if parity and not parity.clean else []),
+            ]
+        ),
         gates=table,
     )
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 import importlib
 import json
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from manta.definitions import Training
+from manta.definitions import Parity, Training
 from manta.errors import TrainingInvalid
 from manta.ledger.context import RunContext
+from manta.ledger.parity import ParityReport
 from manta.models import package
 from manta.models.encoding import Encoding
 from manta.models.registry import Registry
@@ -99,11 +100,37 @@ def execute(context: RunContext) -> None:
         manifest = context.read("features", training.features).detail["manifest"]
         candidate = Candidate(mlflow_run, outcome.metrics, location, digest, manifest)
         if context.run.replay_of is None:
-            version = promote(context, registry, candidate, data.raw["test"], data.labels("test"))
+            same = _same_online(context, training, manifest)
+            version = promote(context, registry, candidate, data.raw["test"], data.labels("test"), same)
         else:
             version = f"replay-{context.run.id}"  # neither registered nor promoted: it is to be compared
     context.measured(seconds=steps.seconds)
     context.produced("model", training.model, version, **candidate.detail(context.run.package))
+
+
+def _same_online(context: RunContext, training: Training, manifest: str) -> ParityReport | None:
+    """What a :class:`Parity` gate asks about: the features that the model was trained with, read online as an
+    endpoint of it will read them. None when no gate asks."""
+    asked = max((gate.keys for gate in training.gates if isinstance(gate, Parity)), default=0)
+    if not asked:
+        return None
+    from manta.features.compiled import read_manifest
+    from manta.features.parity import check
+
+    online = context.read("online", training.features)
+    until = online.detail.get("until")
+    found = check(
+        read_manifest(manifest),
+        training.features,
+        context.settings.datasets,
+        online.detail["datasets"],
+        datetime.fromisoformat(until) if until else datetime.now(UTC),
+        root=context.root,
+        keys=asked,
+    )
+    print("\n".join(f"manta: {line}" for line in found.lines()), flush=True)
+    context.measured(online_parity=found.model_dump(mode="json"))
+    return found
 
 
 def _load_later_parts(registry: Registry) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from manta.errors import GateFailed, MantaError
+from manta.errors import GateFailed, MantaError, SkewFound
 from manta.ledger.runs import EndReason
 
 # Ray's and torch's classes have this name; numpy's is a MemoryError.
@@ -19,7 +19,7 @@ BY_THE_USER = "creation task"  # Ray's words when an actor died of its own __ini
 
 def end_reason(error: BaseException) -> EndReason:
     """OUT_OF_MEMORY or LOST when anything in the chain of exceptions says so; GATE_FAILED; USER_ERROR."""
-    if isinstance(error, GateFailed):
+    if isinstance(error, GateFailed | SkewFound):
         return EndReason.GATE_FAILED
     chain = list(_chain(error))
     if any(_names(each) & OUT_OF_MEMORY for each in chain):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,10 @@ import polars as pl
 import pytest
 from onnx import TensorProto, helper
 
-from manta.definitions import AtLeast, BeatsChampion, Examples, TimeSplit, Training
+from manta.definitions import AtLeast, BeatsChampion, Examples, Parity, TimeSplit, Training
 from manta.errors import Conflict, GateFailed
 from manta.ledger.context import RunContext
+from manta.ledger.parity import Cause, Example, ParityReport, Skewed
 from manta.models import package
 from manta.models.encoding import Encoding
 from manta.models.graph import OPSET, raw_graph
@@ -201,3 +202,27 @@ def test_executed_again_after_the_alias_moved(case: Case) -> None:
     first = promote(context, case.registry, candidate, ROWS, LABELS)
     assert promote(context, case.registry, candidate, ROWS, LABELS) == first == case.champion
     assert case.versions == [first]
+
+
+def test_a_model_whose_features_differ_online_is_not_registered(case: Case) -> None:
+    at = datetime(2024, 5, 1, tzinfo=UTC)
+    example = Example(keys={"origin": "EWR"}, at=at, offline="1.5", online="missing")
+    skewed = Skewed(view="weather", feature="wind", cause=Cause.JOIN, values=9, of=50, example=example)
+    found = ParityReport(
+        service="weather_v1",
+        watermark=at,
+        rows=50,
+        values=100,
+        skewed=9,
+        compared={"weather.wind": 50},
+        found=(skewed,),
+    )
+    training = TRAINING.replace(gates=(Parity(keys=50),))
+    context, candidate = case.candidate(GOOD, training)
+    with pytest.raises(GateFailed, match=r"9 of 100 values .* join in weather.wind") as refused:
+        promote(context, case.registry, candidate, ROWS, LABELS, found)
+    assert "see how keys are mapped" in refused.value.hint
+    assert case.champion is None
+    assert case.versions == []
+    same = found.model_copy(update={"skewed": 0, "found": ()})
+    assert promote(context, case.registry, candidate, ROWS, LABELS, same) == case.champion == "1"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import UTC, datetime
 
 import pytest
 
-from manta.definitions import AtLeast, AtMost, BeatsChampion
+from manta.definitions import AtLeast, AtMost, BeatsChampion, Parity
 from manta.errors import TrainingInvalid
+from manta.ledger.parity import Cause, Example, ParityReport, Skewed
 from manta.training.gates import Champion, Gate, check_names, judge
 
 NAN = float("nan")
@@ -35,7 +37,11 @@ NAN = float("nan")
     ],
 )
 def test_one_gate(
-    gate: Gate, value: float, champion: float | None, passed: bool, margin: float | None
+    gate: AtLeast | AtMost | BeatsChampion,
+    value: float,
+    champion: float | None,
+    passed: bool,
+    margin: float | None,
 ) -> None:
     held = None if champion is None else Champion("3", {gate.metric: champion})
     (result,) = judge([gate], {gate.metric: value}, held)
@@ -69,3 +75,35 @@ def test_a_metric_that_cannot_be_used_is_refused_before_training(gate: Gate) -> 
     with pytest.raises(TrainingInvalid, match=gate.metric) as error:
         check_names([AtLeast("roc_auc", 0.7), gate])
     assert error.value.hint
+
+
+def parity(*found: Skewed) -> ParityReport:
+    return ParityReport(
+        service="v1",
+        watermark=datetime(2024, 5, 1, tzinfo=UTC),
+        rows=100,
+        values=1000,
+        skewed=sum(each.values for each in found),
+        compared={"rates.mean": 100},
+        found=found,
+    )
+
+
+def test_parity_passes_when_every_value_is_the_same_online_and_names_the_cause_when_not() -> None:
+    gates = (Parity(),)
+    (clean,) = judge(gates, {}, None, parity())
+    assert clean.passed
+    example = Example(keys={"a": 1}, at=datetime(2024, 5, 1, tzinfo=UTC), offline="1.0", online="2.0")
+    skewed = Skewed(view="rates", feature="mean", cause=Cause.TRANSFORM, values=7, of=100, example=example)
+    (refused,) = judge(gates, {}, None, parity(skewed))
+    assert not refused.passed
+    assert (refused.value, refused.bound, refused.margin) == (7, 0.0, -7.0)
+    assert "transform in rates.mean (7 of 100)" in str(refused)
+    assert "next: " in "\n".join(parity(skewed).lines())
+
+
+def test_parity_does_not_pass_when_nobody_looked() -> None:
+    (refused,) = judge((Parity(),), {}, None)
+    assert not refused.passed
+    assert "not checked" in str(refused)
+    json.dumps(refused.to_json(), allow_nan=False)
