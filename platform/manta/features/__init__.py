@@ -16,6 +16,7 @@ _PUBLIC = {
     "DatasetStorage": "manta.features.storage",
     "OnlineReader": "manta.features.online",
     "pinned": "manta.features.entity_rows",
+    "staleness": "manta.features.stale",
 }
 
 __all__ = [*_PUBLIC]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from manta.errors import FeaturesUnavailable, NotFound
+from manta.features.stale import Staleness
 
 FORMAT = 1
 
@@ -81,7 +82,8 @@ class OnDemand:
 
 @dataclass(frozen=True)
 class Service:
-    """A feature service. ``features``: what it gives, as (view or on-demand view, feature), in order."""
+    """A feature service. ``features``: what it gives, as (view or on-demand view, feature), in order;
+    ``staleness``: how old it may be online."""
 
     name: str
     project: str
@@ -89,6 +91,7 @@ class Service:
     on_demand: tuple[OnDemand, ...]
     features: tuple[tuple[str, str], ...]
     store: dict[str, Any] = field(default_factory=dict)
+    staleness: Staleness | None = None
 
     @property
     def join_keys(self) -> dict[str, str]:
@@ -143,6 +146,7 @@ def service_of(manifest: dict[str, Any], name: str) -> Service:
     on_demand = tuple(
         OnDemand(**{**view, "inputs": tuple((v, f) for v, f in view["inputs"])}) for view in body["on_demand"]
     )
+    stale = body.get("staleness")
     return Service(
         name=name,
         project=body["project"],
@@ -150,6 +154,7 @@ def service_of(manifest: dict[str, Any], name: str) -> Service:
         on_demand=on_demand,
         features=tuple((view, feature) for view, feature in body["features"]),
         store=body["store"],
+        staleness=Staleness(**{**stale, "views": tuple(stale["views"])}) if stale else None,
     )
 
 

@@ -18,6 +18,7 @@ from feast.value_type import ValueType
 from manta.errors import DefinitionInvalid, NotFound
 from manta.features.compiled import FORMAT, Feature, Key, OnDemand, View
 from manta.features.source import DatasetSource
+from manta.features.stale import contract_of
 from manta.features.wire import KEY_TYPES
 
 _SCALARS = {
@@ -65,6 +66,11 @@ def compile_service(store: FeatureStore, name: str, functions: Functions) -> dic
         "on_demand": [asdict(view) for view in on_demand],
         "features": [[label, f.name] for label, p in projections.items() for f in p.features],
     }
+    timed = [view.name for view in compiled if view.time is not None]
+    stale = contract_of(
+        name, service.tags, timed, {feature.name: view.name for view in compiled for feature in view.features}
+    )
+    body |= {"staleness": stale} if stale else {}
     _check_names(name, [feature for _, feature in body["features"]], compiled, on_demand)
     return {"format": FORMAT, "service": body}
 

@@ -7,7 +7,7 @@ called, once each, for all rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -16,6 +16,7 @@ from manta.definitions import load_function
 from manta.errors import RequestInvalid
 from manta.features.compiled import View, service_of
 from manta.features.on_demand import compute
+from manta.features.stale import Staleness, refuse, stale_rows
 from manta.features.stores import Row, open_store_of
 from manta.features.wire import decode_value, key_encoder
 
@@ -44,12 +45,14 @@ class Looked:
     """Columns of one length, a value per row asked for.
 
     ``values``: every feature of the service, None where missing. By view: ``status``, and ``fresh_as_of``,
-    the event time of the oldest feature that was used (None when none was).
+    the event time of the oldest feature that was used (None when none was). ``stale``: by view that is stale
+    in some row, whether it is in each; only where the service has a contract of staleness.
     """
 
     values: dict[str, list[Any]]
     fresh_as_of: dict[str, list[datetime | None]]
     status: dict[str, list[Status]]
+    stale: dict[str, list[bool]] = field(default_factory=dict)
 
 
 class OnlineReader:
@@ -88,6 +91,7 @@ class OnlineReader:
         Raises:
             RequestInvalid: a column is missing, of another length, or holds a value of another type.
             FeaturesUnavailable: the store cannot be read.
+            FeaturesStale: a view is older than the service's contract allows, and that refuses.
             DefinitionInvalid: an on-demand function failed.
         """
         question = self._question(columns, at)
@@ -123,6 +127,7 @@ class OnlineReader:
                 before = oldest[i]
                 if before is None or event < before:
                     oldest[i] = event
+        stale = self._stale(question) if self._service.staleness else {}
         found = {place: values for answer in answers for place, values in answer.values.items()}
         for demand, function in self._on_demand:
             answer = compute(demand, function, found, known, len(question.at))
@@ -132,7 +137,23 @@ class OnlineReader:
             values,
             {view.name: answer.fresh() for view, answer in zip(self._views, answers, strict=True)},
             {view.name: answer.status() for view, answer in zip(self._views, answers, strict=True)},
+            stale,
         )
+
+    def _stale(self, question: _Question) -> dict[str, list[bool]]:
+        """The views that are stale, with their defaults in place."""
+        contract = self._service.staleness
+        assert contract is not None
+        found = {}
+        for view, answer in zip(self._views, question.answers, strict=True):
+            rows = answer.stale(contract, question.at) if view.name in contract.views else []
+            if any(rows):
+                found[view.name] = rows
+                if contract.then == "default":
+                    answer.default(contract.defaults, rows)
+        if contract.then == "refuse":
+            refuse(self._service.name, contract, found)
+        return found
 
     def _known(self, columns: Mapping[str, Sequence[Any]], rows: int) -> dict[str, Sequence[Any]]:
         """The join keys and request fields, checked; the fields as a training set has them."""
@@ -222,6 +243,15 @@ class _Answer:
         columns = {name: self.values[place] for name, place in self._view.places.items()}
         earliest = [instant - self._view.ttl for instant in at] if self._view.ttl else None
         return self.rows_of, columns, earliest, self._oldest, self._expired
+
+    def stale(self, contract: Staleness, at: Sequence[int]) -> list[bool]:
+        return stale_rows(contract, self._oldest, self._expired, at)
+
+    def default(self, defaults: Mapping[str, Any], rows: Sequence[bool]) -> None:
+        """In those rows, the defaults in place of the values."""
+        for name, place in self._view.places.items():
+            column, value = self.values[place], defaults.get(name)
+            self.values[place] = [value if old else held for held, old in zip(column, rows, strict=True)]
 
     def fresh(self) -> list[datetime | None]:
         return [None if event is None else datetime.fromtimestamp(event / 1e6, UTC) for event in self._oldest]

@@ -6,6 +6,7 @@ so that no answer mixes two versions.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from manta.definitions import Endpoint
-from manta.errors import ModelUnavailable, RequestInvalid
+from manta.errors import FeaturesStale, ModelUnavailable, RequestInvalid
 from manta.features.compiled import Service, read_manifest, service_of
 from manta.features.online import OnlineReader
 from manta.models import package as packages
@@ -86,7 +87,8 @@ def load(endpoint: Endpoint, config: Mapping[str, str]) -> Loaded:
     reader = OnlineReader(manifest, endpoint.features)
     loaded = Loaded(config["version"], config["digest"], package, service, reader)
     # Warms the session and the store's connections up, and fails here rather than at the first caller.
-    by_keys(endpoint, loaded, [loaded.example["keys"]], show_features=False)
+    with contextlib.suppress(FeaturesStale):
+        by_keys(endpoint, loaded, [loaded.example["keys"]], show_features=False)
     return loaded
 
 
@@ -94,11 +96,13 @@ def by_keys(
     endpoint: Endpoint, loaded: Loaded, rows: Sequence[Row], *, show_features: bool
 ) -> list[dict[str, Any]]:
     """One prediction per row of entity keys and request fields. A feature given in a row overrides the
-    look-up; a key that the store does not know has missing features.
+    look-up; a key that the store does not know has missing features. A prediction from values that are older
+    than the feature service allows says so: ``stale`` names their views.
 
     Raises:
         RequestInvalid: a field is missing, unknown, or of the wrong type.
         FeaturesUnavailable: the online store does not answer.
+        FeaturesStale: the values are older than the feature service allows, and it refuses.
     """
     fields, types = loaded.fields, loaded.service.types
     _check(rows, needed=fields, allowed=types)
@@ -115,6 +119,10 @@ def by_keys(
                 column[number] = _value(row[name], name, types[name], number, rows)
         values[name] = column
     predictions = _predict(endpoint, loaded, values)
+    for view, stale in looked.stale.items():
+        for number, old in enumerate(stale):
+            if old:
+                predictions[number].setdefault("stale", []).append(view)
     if show_features:
         for number, prediction in enumerate(predictions):
             prediction["features"] = {name: values[name][number] for name in types}
