@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import polars
 
     from manta.client.data import Datasets
+    from manta.client.features import Features
 
 POLL_SECONDS = 0.4
 PAGE_ROWS = 200
@@ -113,9 +114,18 @@ class Client:
         """What :meth:`apply` would do."""
         return Plan(**self.call("POST", self._of("plan"), json=self.load().model_dump(mode="json")))
 
-    def apply(self) -> Applied:
-        """Make the platform hold what the project defines. Returns once all is set going."""
-        return Applied(**self.call("POST", self._of("apply"), json=self.load().model_dump(mode="json")))
+    def apply(self, *, acknowledge: bool = False) -> Applied:
+        """Make the platform hold what the project defines. Returns once all is set going.
+
+        Args:
+            acknowledge: what the plan lists under ``breaks`` may be broken.
+
+        Raises:
+            Unacknowledged: it breaks what is served now; nothing has been done.
+        """
+        params = {"acknowledge": "true"} if acknowledge else None
+        body = self.load().model_dump(mode="json")
+        return Applied(**self.call("POST", self._of("apply"), json=body, params=params))
 
     def wait_applied(
         self,
@@ -331,6 +341,14 @@ class Client:
         from manta.client.data import datasets
 
         return datasets(self.settings, self)
+
+    @property
+    def features(self) -> Features:
+        """The project's feature services: ``client.features.get("delay_v1", [{…}])``,
+        ``client.features.parity("delay_v1")``; see :class:`manta.client.features.Features`."""
+        from manta.client.features import Features
+
+        return Features(self)
 
     def lineage(self, of: str, direction: Direction = "both") -> Lineage:
         """What ``run:17``, ``model:delay@3``, ``dataset:flights@2``, ``endpoint:delay`` … was made from
