@@ -18,7 +18,7 @@ from manta.control.inline import InlineEngine
 from manta.control.leader import LEASE
 from manta.control.openlineage import Emitter
 from manta.definitions import Endpoint, Policy, digest, from_json
-from manta.errors import InvalidInput, NotFound, Unavailable
+from manta.errors import InvalidInput, NotFound, Unacknowledged, Unavailable
 from manta.ledger.actor import Actor
 from manta.ledger.comparison import Comparison, comparison_of
 from manta.ledger.database import now
@@ -110,18 +110,30 @@ class Platform:
     def plan(self, project: Project) -> Plan:
         return plan(project, self._held(project))
 
-    def apply(self, project: Project, *, by: Actor) -> Applied:
+    def apply(self, project: Project, *, by: Actor, acknowledge: bool = False) -> Applied:
         """Carry out the plan: submit a run for each step that needs one, deploy and remove endpoints.
 
         The same project applied twice, also concurrently, sets each run going once.
 
+        Args:
+            acknowledge: what the plan breaks may be broken.
+
         Raises:
             NotFound: its package has not been put.
+            Unacknowledged: the plan breaks what is served; nothing has been done.
         """
         self._check_package(project.package)
         with self._applying:
             held = self._held(project)
             made = plan(project, held)
+            if made.breaks and not acknowledge:
+                raise Unacknowledged(
+                    "this changes features that are served now: "
+                    + "; ".join(str(each) for each in made.breaks),
+                    hint="`manta apply --acknowledge` does it; or leave these as they are and give "
+                    "the next model a feature service of its own",
+                    breaks=[each.model_dump(mode="json") for each in made.breaks],
+                )
             runs: dict[str, int] = {}
             for step in made.steps:
                 if step.action is Action.RUN:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from manta.definitions import Definition, Ref, Runnable
+from manta.definitions import Definition, FeatureRepo, Ref, Runnable, from_json
 from manta.errors import DefinitionInvalid, NotFound
 from manta.ledger.endpoints import EndpointRow
 from manta.ledger.runs import Run, State, Version
@@ -38,15 +38,32 @@ class Step(BaseModel):
     produces: tuple[str, ...] = ()
 
 
+class Break(BaseModel):
+    """A change of the features that what is served now relies on. ``what`` says which; ``serves`` are the
+    endpoints, with the model versions that they answer with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    service: str
+    what: str
+    serves: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.service}: {self.what}; {', '.join(self.serves)} reads it"
+
+
 class Plan(BaseModel):
     """Steps in an order in which they can be done. ``touches`` lists, for each job that would run, what
-    lies downstream of it."""
+    lies downstream of it; for the feature repository also the models, and which of its views have changed.
+    ``breaks`` is what has to be acknowledged before it is carried out."""
 
     model_config = ConfigDict(frozen=True)
 
     project: str
     steps: tuple[Step, ...]
     touches: dict[str, tuple[str, ...]] = {}
+    changed_views: dict[str, tuple[str, ...]] = {}
+    breaks: tuple[Break, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -94,7 +111,74 @@ def plan(project: Project, held: Held, only: Iterable[str] | None = None) -> Pla
         for step in found
         if step.action is Action.RUN
     }
-    return Plan(project=project.name, steps=tuple(found), touches=touches)
+    before, after = _applied_repo(held), _repo(project)
+    running = {step.name for step in found if step.action in (Action.RUN, Action.FOLLOW)}
+    changed = after is not None and after.name in running
+    return Plan(
+        project=project.name,
+        steps=tuple(found),
+        touches=touches,
+        changed_views=_changed_views(before, after) if changed else {},
+        breaks=_breaks(before, after, project, held) if changed else (),
+    )
+
+
+def _repo(project: Project) -> FeatureRepo | None:
+    return next((job for job, _ in project.jobs().values() if isinstance(job, FeatureRepo)), None)
+
+
+def _applied_repo(held: Held) -> FeatureRepo | None:
+    run = held.succeeded.get(FeatureRepo().name)
+    if run is None or run.definition.get("kind") != FeatureRepo.kind:
+        return None
+    applied = from_json(run.definition)
+    return applied if isinstance(applied, FeatureRepo) else None
+
+
+def _changed_views(before: FeatureRepo | None, after: FeatureRepo | None) -> dict[str, tuple[str, ...]]:
+    """Each view that is new, other or gone, with the services that have it or had it."""
+    if before is None or after is None:
+        return {}
+    old, new = ({view.name: view.fingerprint for view in repo.views} for repo in (before, after))
+    found = {}
+    for name in sorted(set(old) | set(new)):
+        if old.get(name) != new.get(name):
+            services = {**before.services, **after.services}
+            both = [s for s in services if name in (*before.services.get(s, ()), *after.services.get(s, ()))]
+            how = "new" if name not in old else "gone" if name not in new else "changed"
+            found[f"{name} ({how})"] = tuple(sorted(both))
+    return found
+
+
+def _breaks(
+    before: FeatureRepo | None, after: FeatureRepo | None, project: Project, held: Held
+) -> tuple[Break, ...]:
+    """What is served keeps reading the service as it was when its model was trained: what it reads must stay,
+    under the same keys and in the same types, until another model has taken its place."""
+    if before is None or after is None:
+        return ()
+    serves: dict[str, list[str]] = {}
+    for name, row in held.endpoints.items():
+        if name in project.endpoints() and row.served.get("version"):
+            model, service = row.definition.get("model"), str(row.definition.get("features"))
+            serves.setdefault(service, []).append(f"endpoint {name} ({model}@{row.served['version']})")
+    found = []
+    for service, endpoints in sorted(serves.items()):
+        old, new = before.types.get(service, {}), after.types.get(service)
+        if new is None:
+            what = ["the service is gone"] if service in before.services else []
+        else:
+            what = [f"{name} is gone" for name in old if name not in new]
+            what += [
+                f"{name} is {new[name]}, was {kind}"
+                for name, kind in old.items()
+                if new.get(name, kind) != kind
+            ]
+            what += [
+                f"{name} is new" for name in new if name.startswith("join key ") and old and name not in old
+            ]
+        found += [Break(service=service, what=each, serves=tuple(endpoints)) for each in what]
+    return tuple(found)
 
 
 def needed(project: Project, held: Held, job: str) -> tuple[Step, ...]:
@@ -258,6 +342,10 @@ def _downstream(
         here = todo.pop(0)
         todo += [other for other, needs in upstream.items() if here in needs and other not in found]
         found[here] = None
+    if name == FeatureRepo().name:
+        jobs = project.jobs()
+        for other in list(found):
+            found |= {f"model {ref.name}": None for ref in jobs[other][0].outputs() if ref.kind == "model"}
     for endpoint, _ in project.endpoints().values():
         if any(producer.get(ref) in found for ref in endpoint.inputs()):
             found[f"endpoint {endpoint.name}"] = None

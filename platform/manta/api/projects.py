@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from manta.answers import Applied
 from manta.api.context import By, ProjectName, Served, Who, check_is
@@ -10,6 +12,10 @@ from manta.plan import Plan
 from manta.project import Project
 
 router = APIRouter(tags=["projects"])
+
+Acknowledge = Annotated[
+    bool, Query(description="What the plan lists under `breaks` may be broken; without it, that is refused.")
+]
 
 
 @router.get("/v1/projects", operation_id="projects")
@@ -26,7 +32,9 @@ def plan(project: ProjectName, body: Project, platform: Served) -> Plan:
 
 
 @router.post("/v1/projects/{project}/apply", operation_id="apply")
-def apply(project: ProjectName, body: Project, platform: Served, by: By) -> Applied:
+def apply(
+    project: ProjectName, body: Project, platform: Served, by: By, acknowledge: Acknowledge = False
+) -> Applied:
     """Make the platform hold what the project defines. Answers when all is set going."""
     check_is(body, project)
-    return platform.apply(body, by=by)
+    return platform.apply(body, by=by, acknowledge=acknowledge)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -44,12 +44,24 @@ def show_plan(plan: Plan) -> None:
         table.add_row(SIGNS[step.action], step.kind, f"[bold]{step.name}[/]", step.because)
         if step.action is Action.RUN and touched and not step.needs:
             table.add_row("", "", "", f"[dim]touches {', '.join(touched)}[/]")
+        if step.kind == "feature-repo":
+            for view, services in plan.changed_views.items():
+                of = f" of {', '.join(services)}" if services else ", in no service"
+                table.add_row("", "", "", f"[dim]view {view}{of}[/]")
     console.print(table, highlight=False)
+    show_breaks([each.model_dump() for each in plan.breaks])
     changed = sum(step.action is not Action.KEEP for step in plan.steps)
     if changed:
         console.print(f"{changed} to do, {len(plan.steps) - changed} fresh. `manta apply` does it.")
     else:
         console.print(f"Nothing to do: all {len(plan.steps)} are fresh.")
+
+
+def show_breaks(breaks: Iterable[Mapping[str, Any]]) -> None:
+    """What an apply has to be told to do all the same."""
+    for each in breaks:
+        reads = ", ".join(each["serves"])
+        console.print(f"[red]breaks[/] {each['service']}: {each['what']}; {reads} reads it", highlight=False)
 
 
 def run_row(run: Run) -> list[Any]:

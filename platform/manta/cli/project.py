@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from manta.cli.display import LiveRuns, console, show_applied, show_plan
+from manta.cli.display import LiveRuns, console, show_applied, show_breaks, show_plan
 from manta.cli.door import AsJson, platform, print_json
 from manta.cli.reference import copy_reference
+from manta.errors import Unacknowledged
 
 
 def plan(as_json: AsJson = False) -> None:
@@ -23,11 +25,22 @@ def plan(as_json: AsJson = False) -> None:
 
 def apply(
     wait: Annotated[bool, typer.Option(help="Wait for the runs and endpoints to be done.")] = True,
+    acknowledge: Annotated[
+        bool, typer.Option("--acknowledge", help="Also where it breaks features that are served now.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run what is missing or stale, and bring the endpoints to what the project defines."""
     client = platform()
-    applied = client.apply()
+    try:
+        applied = client.apply(acknowledge=acknowledge)
+    except Unacknowledged as refused:
+        if as_json or not sys.stdin.isatty():
+            raise
+        show_breaks(refused.detail.get("breaks", []))
+        if not typer.confirm("do it all the same?"):
+            raise
+        applied = client.apply(acknowledge=True)
     if as_json:
         if wait:
             client.wait_applied(applied)

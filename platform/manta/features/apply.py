@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -13,6 +14,8 @@ from typing import Any
 
 from feast import FeatureStore
 from feast.diff.registry_diff import apply_diff_to_registry
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from manta.definitions import digest
 from manta.errors import DefinitionInvalid
@@ -22,6 +25,8 @@ from manta.features.repo import Repo, open_store, parse
 from manta.features.stores import open_store_of
 from manta.ledger.context import RunContext
 from manta.settings import Settings
+
+REGISTRY_LOCK = 0x6D616E7461  # in a registry's database, held while it is changed
 
 
 def execute(context: RunContext) -> None:
@@ -46,7 +51,7 @@ def apply(repo: Repo, root: Path, settings: Settings) -> dict[str, Path]:
     repository no longer has is deleted from the registry. A deleted view's online table stays, since a model
     that was trained with it may be serving until the next is promoted.
     """
-    with _alone(settings.home / "features.lock"):
+    with alone(settings.home / "features.lock", repo.config.registry.path):
         store = open_store(root, settings)
         _register(store, repo)
         services = [service.name for service in repo.contents.feature_services]
@@ -100,9 +105,14 @@ def _replace_changed_outputs(store: FeatureStore, repo: Repo) -> None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time; the operating system gives the lock back when its holder dies."""
+def alone(path: Path, registry: str) -> Iterator[None]:
+    """One process at a time: of those that share the state folder, and of those that share a registry in
+    PostgreSQL. The lock is given back when its holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
+    with path.open("w") as handle, contextlib.ExitStack() as held:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        if registry.startswith("postgresql"):
+            engine = create_engine(registry, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+            connection = held.enter_context(engine.connect())
+            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": REGISTRY_LOCK})
         yield

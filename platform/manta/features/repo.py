@@ -65,6 +65,7 @@ def describe(root: Path, settings: Settings) -> FeatureRepo | None:
     return FeatureRepo(
         views=tuple(views),
         services={service.name: _views_of(service, repo) for service in repo.contents.feature_services},
+        types={service.name: _types_of(service, repo) for service in repo.contents.feature_services},
         fingerprint=fingerprint,
     )
 
@@ -243,6 +244,24 @@ def _views_of(service: FeatureService, repo: Repo) -> tuple[str, ...]:
         if name in demands:
             names |= dict.fromkeys(p.name for p in demands[name].source_feature_view_projections.values())
     return tuple(names)
+
+
+def _types_of(service: FeatureService, repo: Repo) -> dict[str, str]:
+    """See :attr:`FeatureRepo.types`."""
+    views = {view.name: view for view in repo.contents.feature_views}
+    demands = {view.name: view for view in repo.contents.on_demand_feature_views}
+    found: dict[str, str] = {}
+    todo = list(service.feature_view_projections)
+    for projection in todo:
+        label = projection.name_to_use()
+        if projection.name in demands:
+            todo += demands[projection.name].source_feature_view_projections.values()
+        for column in views[projection.name].entity_columns if projection.name in views else ():
+            key = projection.join_key_map.get(column.name, column.name)
+            found[f"join key {key}"] = type_name(f"join key {key!r}", column.dtype)
+        for feature in projection.features:
+            found[f"{label}.{feature.name}"] = type_name(f"feature {feature.name!r}", feature.dtype)
+    return found
 
 
 def _fingerprint(thing: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from feast.data_source import DataSource
 from manta.definitions import FeatureRepo, from_json
 from manta.errors import DefinitionInvalid, FeaturesUnavailable, NotFound, SettingsInvalid
 from manta.features import DatasetSource
+from manta.features import apply as applying
 from manta.features.apply import apply
 from manta.features.compiled import read_manifest, service_of
 from manta.features.manifest import compile_service
@@ -319,3 +321,29 @@ def test_apply_is_one_function_for_a_repository_without_services(shop: Shop) -> 
     shop.change("views.py", "trip = FeatureService", "_trip = dict")
     shop.change("views.py", "plain = FeatureService", "_plain = dict")
     assert apply(parse(shop.root, shop.settings), shop.root, shop.settings) == {}
+
+
+def test_those_that_share_a_registry_in_postgresql_apply_one_after_the_other(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    import psycopg
+
+    url = postgres_url.replace("postgresql://", "postgresql+psycopg://")
+    inside = threading.Event()
+
+    def apply_elsewhere() -> None:
+        with applying.alone(tmp_path / "features.lock", url):
+            inside.set()
+
+    with psycopg.connect(postgres_url, autocommit=True) as other:
+        other.execute("select pg_advisory_lock(%s)", (applying.REGISTRY_LOCK,))
+        waiting = threading.Thread(target=apply_elsewhere)
+        waiting.start()
+        waits = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+        until = time.monotonic() + 60
+        while other.execute(waits).fetchone() != (1,):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert not inside.is_set()
+    waiting.join(60)
+    assert inside.is_set()

@@ -266,3 +266,71 @@ def test_a_need_that_is_not_there_or_goes_in_a_circle_is_refused() -> None:
     circle = [Job(name=a, fn="jobs.x:x", needs=(b,)) for a, b in ("ab", "ba")]
     with pytest.raises(DefinitionInvalid, match="need one another"):
         plan(project(*circle), Held())
+
+
+# --- what a change of the features breaks -------------------------------------------------------------------
+
+TYPES = {"v1": {"join key a": "int64", "rates.mean": "float64", "rates.last": "string"}}
+SERVED = {"version": "3"}
+
+
+def with_features(types: dict[str, dict[str, str]], *views: ViewInfo, **more: Any) -> Project:
+    repo = REPO.replace(
+        types=types,
+        views=views or REPO.views,
+        fingerprint=digest([types, [view.model_dump() for view in views]]),
+        **more,
+    )
+    return project(TRAINING, ONLINE, repo, OTHER, TABLE, INGEST, ENDPOINT)
+
+
+def served(of: Project, version: str = "3") -> Held:
+    held = done(of)
+    repo = next(job for job, _ in of.jobs().values() if isinstance(job, FeatureRepo))
+    held.succeeded["features"] = held.succeeded["features"].model_copy(update={"definition": repo.to_json()})
+    row = held.endpoints["late"].model_copy(
+        update={"definition": ENDPOINT.to_json(), "served": {"version": version} if version else {}}
+    )
+    held.endpoints["late"] = row
+    return held
+
+
+def broken(types: dict[str, str] | None, **more: Any) -> list[str]:
+    found = plan(
+        with_features({"v1": types} if types is not None else {}, **more), served(with_features(TYPES))
+    )
+    return [each.what for each in found.breaks]
+
+
+def test_what_is_served_must_keep_its_features_and_keys() -> None:
+    same = TYPES["v1"]
+    assert broken({**same, "rates.more": "int64"}) == []
+    assert broken({name: kind for name, kind in same.items() if name != "rates.last"}) == [
+        "rates.last is gone"
+    ]
+    assert broken({**same, "rates.mean": "float32"}) == ["rates.mean is float32, was float64"]
+    assert broken({**same, "join key a": "string"}) == ["join key a is string, was int64"]
+    assert broken({**same, "join key b": "int64"}) == ["join key b is new"]
+    assert broken(None, services={}) == ["the service is gone"]
+
+
+def test_a_break_names_the_endpoint_and_its_model() -> None:
+    (found,) = plan(with_features({"v1": {}}), served(with_features({"v1": {"rates.mean": "int64"}}))).breaks
+    assert str(found) == "v1: rates.mean is gone; endpoint late (late@3) reads it"
+
+
+def test_nothing_breaks_where_nothing_is_served_or_changed() -> None:
+    less = with_features({"v1": {}})
+    assert plan(less, served(with_features(TYPES), version="")).breaks == ()
+    assert plan(with_features(TYPES), served(with_features(TYPES))).breaks == ()
+    assert plan(less, Held()).breaks == ()
+    gone = project(TRAINING, ONLINE, REPO.replace(types={"v1": {}}, fingerprint="x"), OTHER, TABLE, INGEST)
+    assert plan(gone, served(with_features(TYPES))).breaks == ()  # the endpoint goes too
+
+
+def test_a_changed_view_says_which_services_models_and_endpoints_it_touches() -> None:
+    other = ViewInfo(name="rates", dataset="rates", ttl_seconds=90, fingerprint="other")
+    new = ViewInfo(name="fresh", dataset="rates", ttl_seconds=0, fingerprint="3")
+    found = plan(with_features(TYPES, other, new), served(with_features(TYPES)))
+    assert found.changed_views == {"facts (gone)": (), "fresh (new)": (), "rates (changed)": ("v1",)}
+    assert {"online", "late", "model late", "endpoint late"} <= set(found.touches["features"])
