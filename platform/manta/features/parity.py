@@ -28,7 +28,7 @@ from manta.features.historical import values_as_of
 from manta.features.on_demand import Function, compute
 from manta.features.online import OnlineReader
 from manta.features.parity_facts import facts_of
-from manta.features.parity_sample import AT, frames_of, sample
+from manta.features.parity_sample import AT, frames_of, rows_of_keys, sample
 from manta.features.skew import (
     SECOND,
     Facts,
@@ -75,10 +75,10 @@ def check(
         sys.path.insert(0, str(root))
     service = service_of(manifest, name)
     frames = frames_of(service, Lake(lake), versions, watermark)
-    rows, small, events = sample(service, frames, keys, seed, watermark)
+    rows, latest, events = sample(service, frames, keys, seed, watermark)
     demands = [(view, load_function(view.function)) for view in service.on_demand]
     expected = values_as_of(
-        rows, AT, service.views, demands, lambda view: small[view.name].lazy(), hide_late=False
+        rows, AT, service.views, demands, lambda view: latest[view.name].lazy(), hide_late=False
     )
     served = _served(service, online or manifest, rows)
 
@@ -87,6 +87,9 @@ def check(
 
     def note(demand: OnDemand, feature: str, row: int) -> str:
         return _asked_again(demand, functions[demand.name], feature, rows, expected, served, row)
+
+    def of_keys(view: View) -> pl.DataFrame:
+        return rows_of_keys(frames[view.name], view, rows).collect()
 
     def earlier(view: View) -> pl.LazyFrame | None:
         before = versions[view.dataset] - 1
@@ -102,7 +105,7 @@ def check(
         served,
         comparable(service, events, rows[AT]),
         lambda view, places: facts_of(
-            service, view, rows[places], frames[view.name], small[view.name], earlier(view)
+            service, view, rows[places], frames[view.name], of_keys(view), earlier(view)
         ),
         watermark,
         ttls={view.name: view.ttl_seconds for view in read.views},

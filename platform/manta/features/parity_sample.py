@@ -58,8 +58,8 @@ def sample(
     view together. The rest of a row comes from the other views.
 
     Returns:
-        the rows; by view, what its dataset has under their keys; and when the newest of that is of, for each
-        row: its event time in microseconds, whatever its age, null where there is none.
+        the rows; by view, what its dataset has of the latest event time of each of their keys; and that time,
+        for each row: in microseconds, whatever its age, null where there is none.
     """
     chance = random.Random(seed)
     pools = {view.name: _keys(frames[view.name], view, count, seed) for view in service.views}
@@ -82,7 +82,7 @@ def sample(
         for at, key in enumerate(view.keys)
     }
     rows = pl.DataFrame([pl.Series(name, values, dtype=types[name]) for name, values in columns.items()])
-    held = {view.name: _only(frames[view.name], view, rows) for view in service.views}
+    held = {view.name: _latest(frames[view.name], view, rows) for view in service.views}
     events = {view.name: _newest_event(view, held[view.name], rows, count) for view in service.views}
     at = _instants(turns, events, count, chance, watermark)
     asked = {name: _requests(kind, at, chance) for name, kind in service.request.items()}
@@ -156,15 +156,26 @@ def _requests(kind: str, at: Sequence[datetime], chance: random.Random) -> list[
     return [None if chance.random() < 0.03 else make(when) for when in at]
 
 
-def _only(frame: pl.LazyFrame, view: View, rows: pl.DataFrame) -> pl.DataFrame:
+def rows_of_keys(frame: pl.LazyFrame, view: View, rows: pl.DataFrame) -> pl.LazyFrame:
     """The rows of the dataset that have the view's keys of some of ``rows``."""
     if not view.keys:
-        return frame.collect()
+        return frame
     held = frame.collect_schema()
     wanted = rows.select(
         pl.col(key.column).cast(held[key.join_key], strict=False).alias(key.join_key) for key in view.keys
     ).unique()
-    return frame.join(wanted.lazy(), on=wanted.columns, how="semi", maintain_order="left").collect()
+    return frame.join(wanted.lazy(), on=wanted.columns, how="semi", maintain_order="left")
+
+
+def _latest(frame: pl.LazyFrame, view: View, rows: pl.DataFrame) -> pl.DataFrame:
+    """Of those, what is of the latest event time of its key. No row is compared that is asked before that, so
+    an earlier one can decide nothing; which of the latest does is left to the join."""
+    found = rows_of_keys(frame, view, rows)
+    if view.time is not None:
+        latest = pl.col(view.time).max()
+        keys = [key.join_key for key in view.keys]
+        found = found.filter(pl.col(view.time) == (latest.over(keys) if keys else latest))
+    return found.collect()
 
 
 def _newest_event(view: View, held: pl.DataFrame, rows: pl.DataFrame, count: int) -> pl.Series:
