@@ -24,6 +24,7 @@ from manta.features.repo import open_store, parse
 from manta.settings import Settings
 from tests.soak.parts import Postgres, RedisServer
 
+os.environ.setdefault("BENCH_PASSWORD", "nothing-to-hide")
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 STORES = ("sqlite", "redis", "postgres")
 STORE = """
@@ -103,7 +104,6 @@ def _online(kind: str, folder: Path, stack: ExitStack, append: str) -> tuple[str
         server.start()
         stack.callback(server.kill)
         return f'{{type: redis, connection_string: "127.0.0.1:{server.port}"}}', server
-    os.environ["BENCH_PASSWORD"] = "nothing-to-hide"
     postgres = Postgres(folder / "pg")
     stack.callback(postgres.stop)
     online = f'{{type: postgres, host: "{folder}/pg", database: postgres, user: postgres, '

@@ -190,6 +190,7 @@ class Lane:
                 time.sleep(0.01)
                 continue
             self.reads += 1
+            time.sleep(0.005)  # the rounds are made in this process too
             for user, row in enumerate(found):
                 value = row[0]
                 if value is None or len({*row}) != 1 or value < seen[user]:

@@ -5,9 +5,10 @@ The hash's key is the entity key and the project's name; a feature is a field na
 written together are read together, and a view is written whole: with a part of it, the rest would seem to be
 as new.
 
-A key is written by one script, at once: the newest event time wins whoever writes meanwhile. Over the keys of
-a view there is no transaction in Redis: while a view is written, a reader finds some keys new and others not
-yet. What was written is counted, and keys that are gone are looked for, by one walk over all keys.
+A key is written by one script, at once: the newest event time wins whoever writes meanwhile. (Feast's own
+writer reads the time, and writes later: that may still cross with others.) Over the keys of a view there is
+no transaction in Redis: while a view is written, a reader finds some keys new and others not yet. What was
+written is counted, and keys that are gone are looked for, by one walk over all keys.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class RedisStore:
         head += fields[:-1]
 
         def commands() -> Iterator[bytes]:
-            loaded = b"%b" % _pack([b"SCRIPT", b"LOAD", _WRITE.encode()])
+            loaded = _pack([b"SCRIPT", b"LOAD", _WRITE.encode()])
             for number, batch in enumerate(batches(rows, 50 * KEYS_A_SCRIPT)):
                 first = number * 50 * KEYS_A_SCRIPT
                 columns = [instants_of(batch["__ts"])]
