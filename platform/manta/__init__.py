@@ -29,6 +29,7 @@ _PUBLIC = {
     "Ingest": "manta.definitions",
     "Job": "manta.definitions",
     "Kafka": "manta.connectors.kafka",
+    "Lookup": "manta.definitions",
     "MantaError": "manta.errors",
     "Materialize": "manta.definitions",
     "Parity": "manta.definitions",

@@ -27,9 +27,11 @@ class ModelVersion(BaseModel):
 
 
 class EndpointInfo(BaseModel):
-    """An endpoint with the URL it answers at."""
+    """An endpoint with the URL it answers at. ``kind`` is ``endpoint`` or ``lookup``; what a look-up door
+    serves has ``features`` for its ``model``."""
 
     name: str
+    kind: str = "endpoint"
     model: str
     state: str
     url: str

@@ -17,7 +17,7 @@ from manta.control.engine import Engine, RayEngine
 from manta.control.inline import InlineEngine
 from manta.control.leader import LEASE
 from manta.control.openlineage import Emitter
-from manta.definitions import Endpoint, Policy, digest, from_json
+from manta.definitions import Policy, StaysUp, digest, from_json
 from manta.errors import InvalidInput, NotFound, Unacknowledged, Unavailable
 from manta.ledger.actor import Actor
 from manta.ledger.comparison import Comparison, comparison_of
@@ -415,10 +415,11 @@ class Platform:
 
     def _endpoint(self, row: EndpointRow) -> EndpointInfo:
         endpoint = from_json(row.definition)
-        assert isinstance(endpoint, Endpoint)
+        assert isinstance(endpoint, StaysUp)
         return EndpointInfo(
             name=row.name,
-            model=endpoint.model,
+            kind=endpoint.kind,
+            model=endpoint.serves,
             state=row.state,
             url=f"{self.settings.serve_url}{row.route}",
             served=row.served,

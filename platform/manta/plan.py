@@ -286,11 +286,8 @@ def _endpoint_steps(
 ) -> list[Step]:
     found = []
     for name, (endpoint, fingerprint) in project.endpoints().items():
-        needs = tuple(
-            producer[ref]
-            for ref in endpoint.inputs()
-            if ref in producer and steps[producer[ref]].action in (Action.RUN, Action.FOLLOW)
-        )
+        makers = dict.fromkeys(producer[ref] for ref in endpoint.inputs() if ref in producer)
+        needs = tuple(name for name in makers if steps[name].action in (Action.RUN, Action.FOLLOW))
         row = held.endpoints.get(name)
         base: dict[str, Any] = {"name": name, "kind": endpoint.kind, "needs": needs, "produces": ()}
         if row is None:
@@ -302,11 +299,15 @@ def _endpoint_steps(
         elif needs:
             found.append(Step(**base, action=Action.DEPLOY, because=f"{', '.join(needs)} will be new"))
         else:
-            because = f"serves {endpoint.model}@{row.served.get('version', '?')}"
+            because = f"serves {endpoint.serves}@{row.served.get('version', '?')}"
             found.append(Step(**base, action=Action.KEEP, because=because))
     for name in sorted(set(held.endpoints) - set(project.endpoints())):
         because = "the project no longer defines it"
-        found.append(Step(name=name, kind="endpoint", action=Action.REMOVE, because=because))
+        found.append(
+            Step(
+                name=name, kind=held.endpoints[name].definition["kind"], action=Action.REMOVE, because=because
+            )
+        )
     return found
 
 

@@ -20,7 +20,7 @@ import pathspec
 from pydantic import BaseModel, ConfigDict
 
 import manta
-from manta.definitions import Definition, Endpoint, FeatureRepo, Ingest, Ref, from_json
+from manta.definitions import Definition, FeatureRepo, Ingest, Ref, StaysUp, from_json
 from manta.errors import Conflict, DefinitionInvalid, InvalidInput, SourceUnreadable, from_problem
 from manta.settings import WORKER_VARIABLE, Settings
 
@@ -58,10 +58,10 @@ class Project(BaseModel):
 
     def jobs(self) -> dict[str, tuple[Definition, str]]:
         """Name → definition and fingerprint, of what ends."""
-        return {d.name: (d, fp) for d, fp in self._parsed() if not isinstance(d, Endpoint)}
+        return {d.name: (d, fp) for d, fp in self._parsed() if not isinstance(d, StaysUp)}
 
-    def endpoints(self) -> dict[str, tuple[Endpoint, str]]:
-        return {d.name: (d, fp) for d, fp in self._parsed() if isinstance(d, Endpoint)}
+    def endpoints(self) -> dict[str, tuple[StaysUp, str]]:
+        return {d.name: (d, fp) for d, fp in self._parsed() if isinstance(d, StaysUp)}
 
     def inputs(self, definition: Definition) -> tuple[Ref, ...]:
         """What a run of it reads, with the datasets that stand behind a feature service."""

@@ -57,7 +57,7 @@ def demo(
     with LiveRuns() as live:
         client.wait_applied(applied, live)
     answering = datetime.now(UTC)
-    endpoints = client.endpoints()
+    endpoints = [each for each in client.endpoints() if each.kind == "endpoint"]
     if not endpoints:
         raise NotFound("the project defines no endpoint to ask", hint="add one in serve/, like the reference")
     endpoint = endpoints[0]

@@ -308,7 +308,7 @@ class Client:
             NotFound: no endpoint serves it.
             RequestInvalid: the body does not fit.
         """
-        endpoints = self.endpoints()
+        endpoints = [each for each in self.endpoints() if each.kind == "endpoint"]
         for endpoint in endpoints:
             if model in (endpoint.name, endpoint.model):
                 params = {"features": "true"} if features else None

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 
 from manta.control.engine import Engine, EngineApp
-from manta.definitions import Endpoint, Ref, from_json
+from manta.definitions import Endpoint, Lookup, Ref, StaysUp, from_json
+from manta.definitions.features import CATALOG
 from manta.errors import NotFound, Unavailable
 from manta.ledger.endpoints import EndpointRow
 from manta.ledger.store import Ledger
@@ -65,18 +66,12 @@ class Deployer:
 
     def _wanted(self, row: EndpointRow) -> dict[str, Any]:
         """Raises:
-        NotFound: the alias does not point anywhere yet.
+        NotFound: there is nothing to serve yet.
         """
-        endpoint = from_json(row.definition)
-        assert isinstance(endpoint, Endpoint)
-        held = self._ledger.aliases.get(row.project, endpoint.model, endpoint.alias)
-        if held is None:
-            raise NotFound(f"{endpoint.model} has no {endpoint.alias} yet")
-        version = self._ledger.versions.get(row.project, Ref("model", endpoint.model), held)
-        config = {
-            "version": held,
-            **{name: version.detail[name] for name in ("location", "digest", "manifest")},
-        }
+        definition = from_json(row.definition)
+        assert isinstance(definition, StaysUp)
+        serve = self._door if isinstance(definition, Lookup) else self._model
+        application, package, config = serve(row, definition)
         if self._refused.get(app_name(row)) != config:
             self._refused.pop(app_name(row), None)
         elif row.served:
@@ -84,12 +79,39 @@ class Deployer:
             config = row.served
         return {
             "route": row.route,
-            "package": version.detail["package"],
-            "replicas": endpoint.replicas,
-            "cpus": endpoint.cpus_per_replica,
-            "args": {"endpoint": row.definition, "project": row.project},
+            "import_path": application,
+            "package": package,
+            "replicas": definition.replicas,
+            "cpus": definition.cpus_per_replica,
+            "args": {definition.kind: row.definition, "project": row.project},
             "user_config": config,
         }
+
+    def _model(self, row: EndpointRow, definition: StaysUp) -> tuple[str, str, dict[str, str]]:
+        """What serves the version that the alias points at: import path, package, user configuration.
+
+        Raises:
+            NotFound: the alias does not point anywhere yet.
+        """
+        assert isinstance(definition, Endpoint)
+        held = self._ledger.aliases.get(row.project, definition.model, definition.alias)
+        if held is None:
+            raise NotFound(f"{definition.model} has no {definition.alias} yet")
+        version = self._ledger.versions.get(row.project, Ref("model", definition.model), held)
+        config = {name: version.detail[name] for name in ("location", "digest", "manifest")}
+        return "manta.serving.app:build", version.detail["package"], {"version": held, **config}
+
+    def _door(self, row: EndpointRow, definition: StaysUp) -> tuple[str, str, dict[str, str]]:
+        """The same, for the features as they were last registered.
+
+        Raises:
+            NotFound: none have been.
+        """
+        version = self._ledger.versions.head(row.project, CATALOG)
+        if version is None:
+            raise NotFound("no features are registered yet")
+        config = {"version": version.version, "catalog": version.detail["catalog"]}
+        return "manta.serving.lookup.app:build", version.detail["package"], config
 
     def _send(self, wanted: dict[str, dict[str, Any]]) -> None:
         packages = self._settings.home / "packages"

@@ -189,7 +189,7 @@ class RayEngine:
                 {
                     "name": app["name"],
                     "route_prefix": app["route"],
-                    "import_path": "manta.serving.app:build",
+                    "import_path": app["import_path"],
                     "runtime_env": {
                         "working_dir": self._upload(app["package"], app["content"]),
                         "env_vars": {WORKER_VARIABLE: self._settings.for_worker()},

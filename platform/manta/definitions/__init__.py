@@ -6,7 +6,7 @@ from typing import Any
 
 from manta.definitions.base import Definition, FunctionPath, Name, Ref, digest, load_function
 from manta.definitions.datasets import Check, Column, Contract, FeatureTable, Ingest
-from manta.definitions.endpoints import Endpoint
+from manta.definitions.endpoints import Endpoint, Lookup, StaysUp
 from manta.definitions.features import FeatureRepo, Materialize, ViewInfo
 from manta.definitions.jobs import Job, Policy, Retry, Runnable
 from manta.definitions.sources import Source
@@ -23,7 +23,7 @@ from manta.definitions.training import (
 from manta.errors import DefinitionInvalid
 
 KINDS: dict[str, type[Definition]] = {
-    cls.kind: cls for cls in (Ingest, FeatureTable, FeatureRepo, Materialize, Training, Job, Endpoint)
+    cls.kind: cls for cls in (Ingest, FeatureTable, FeatureRepo, Materialize, Training, Job, Endpoint, Lookup)
 }
 
 
@@ -56,6 +56,7 @@ __all__ = [
     "FunctionPath",
     "Ingest",
     "Job",
+    "Lookup",
     "Materialize",
     "Name",
     "Parity",
@@ -64,6 +65,7 @@ __all__ = [
     "Retry",
     "Runnable",
     "Source",
+    "StaysUp",
     "TimeSplit",
     "Torch",
     "Training",

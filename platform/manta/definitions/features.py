@@ -13,6 +13,9 @@ from pydantic import Field
 from manta.definitions.base import Frozen, Name, Ref
 from manta.definitions.jobs import Runnable
 
+# All that the repository registers, as one version: what a look-up door serves from.
+CATALOG = Ref("features", "*")
+
 
 class ViewInfo(Frozen):
     """What the rest of manta knows of a feature view. ``fingerprint`` covers its Feast specification."""
@@ -39,7 +42,7 @@ class FeatureRepo(Runnable):
     fingerprint: str = ""
 
     def outputs(self) -> tuple[Ref, ...]:
-        return tuple(Ref("features", service) for service in sorted(self.services))
+        return (CATALOG, *(Ref("features", service) for service in sorted(self.services)))
 
     def datasets_of(self, service: str) -> tuple[Ref, ...]:
         """The datasets behind a service's views."""

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from manta.definitions import digest
+from manta.definitions.features import CATALOG
 from manta.errors import DefinitionInvalid
 from manta.features.config import FOLDER
-from manta.features.manifest import compile_service, store_of
+from manta.features.manifest import compile_catalog, compile_service, store_of
 from manta.features.repo import Repo, open_store, parse
 from manta.features.stores import open_store_of
 from manta.ledger.context import RunContext
@@ -39,13 +41,29 @@ def execute(context: RunContext) -> None:
         SettingsInvalid, DefinitionInvalid: see `repo.py` and `manifest.py`; nothing has been registered.
     """
     repo = parse(context.root, context.settings)
-    for name, path in apply(repo, context.root, context.settings).items():
+    applied = register(repo, context.root, context.settings)
+    for name, path in applied.manifests.items():
         context.produced("features", name, path.stem, manifest=str(path))
         print(f"manta: feature service {name}, manifest {path.stem}", flush=True)
+    catalog, package = applied.catalog, context.run.package
+    context.produced(*CATALOG, catalog.stem, catalog=str(catalog), package=package)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """Where what was compiled is: each service's manifest, and the catalog of all that is registered."""
+
+    manifests: dict[str, Path]
+    catalog: Path
 
 
 def apply(repo: Repo, root: Path, settings: Settings) -> dict[str, Path]:
-    """Feast's own `apply` of a whole repository; gives each service's manifest.
+    """:func:`register`; gives each service's manifest."""
+    return register(repo, root, settings).manifests
+
+
+def register(repo: Repo, root: Path, settings: Settings) -> Applied:
+    """Feast's own `apply` of a whole repository.
 
     Feast itself takes no lock, and two that apply at once would mix: here the second waits. What the
     repository no longer has is deleted from the registry. A deleted view's online table stays, since a model
@@ -56,7 +74,9 @@ def apply(repo: Repo, root: Path, settings: Settings) -> dict[str, Path]:
         _register(store, repo)
         services = [service.name for service in repo.contents.feature_services]
         compiled = {name: compile_service(store, name, repo.functions) for name in services}
-    return {name: keep(manifest, settings.home / "manifests") for name, manifest in compiled.items()}
+        catalog = compile_catalog(store, repo.functions, compiled)
+    folder = settings.home / "manifests"
+    return Applied({name: keep(made, folder) for name, made in compiled.items()}, keep(catalog, folder))
 
 
 def keep(manifest: dict[str, Any], folder: Path) -> Path:

@@ -162,14 +162,26 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """Raises:
     FeaturesUnavailable: it is not there, or not a manifest.
     """
+    manifest = read_json(path)
+    if "service" not in manifest:
+        raise FeaturesUnavailable(f"{path} is not a manifest", hint="`manta run features` compiles it anew")
+    return manifest
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """What was kept at ``path``.
+
+    Raises:
+        FeaturesUnavailable: it is not there, or no JSON object.
+    """
     try:
-        manifest = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise FeaturesUnavailable(
             f"the manifest {path} is gone", hint="`manta run features` compiles it anew"
         ) from None
     except (OSError, ValueError) as error:
         raise FeaturesUnavailable(f"the manifest {path} cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or "service" not in manifest:
+    if not isinstance(content, dict):
         raise FeaturesUnavailable(f"{path} is not a manifest", hint="`manta run features` compiles it anew")
-    return manifest
+    return content

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from feast import FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
+from feast import FeatureService, FeatureStore, FeatureView, OnDemandFeatureView, PushSource
 from feast.errors import FeastObjectNotFoundException
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.feature_view_projection import FeatureViewProjection
@@ -75,6 +75,39 @@ def compile_service(store: FeatureStore, name: str, functions: Functions) -> dic
     return {"format": FORMAT, "service": body}
 
 
+def compile_catalog(
+    store: FeatureStore, functions: Functions, services: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """All that is registered, as one: what lists of ``view:feature`` are read by, what pushes are written by,
+    and the ``services``, compiled already.
+
+    Raises:
+        DefinitionInvalid: as :func:`compile_service`.
+    """
+    views: dict[str, tuple[FeatureView, dict[str, str]]] = {}
+    pushes: dict[str, list[str]] = {}
+    for view in store.registry.list_feature_views(store.project):
+        _use(views, view.name, view, view.projection)
+        if isinstance(view.stream_source, PushSource):
+            pushes.setdefault(view.stream_source.name, []).append(view.name)
+    on_demand = []
+    for demand in store.registry.list_on_demand_feature_views(store.project):
+        on_demand.append(on_demand_of(demand, demand.projection, *functions[demand.name]))
+        for source in demand.source_feature_view_projections.values():
+            origin = store.registry.get_any_feature_view(source.name, store.project)
+            _use(views, source.name_to_use(), origin, source)
+    compiled = [_view_of(store, label, view, features) for label, (view, features) in views.items()]
+    body = {
+        "project": store.project,
+        "store": store_of(store.config),
+        "views": [asdict(view) for view in sorted(compiled, key=lambda view: view.name)],
+        "on_demand": [asdict(view) for view in sorted(on_demand, key=lambda view: view.name)],
+        "services": {name: manifest["service"] for name, manifest in sorted(services.items())},
+        "pushes": {name: sorted(names) for name, names in sorted(pushes.items())},
+    }
+    return {"format": FORMAT, "catalog": body}
+
+
 def registered(store: FeatureStore, name: str) -> FeatureService:
     """Raises:
     NotFound: the registry has no such feature service.
@@ -101,6 +134,17 @@ def view_of(label: str, view: FeatureView, features: Mapping[str, str], table: s
             f"feature view {view.name!r} reads a {type(source).__name__}, and manta reads datasets",
             hint="give it source=DatasetSource(name=…, dataset=…, timestamp_field=…)",
         )
+    pushed = view.stream_source
+    if pushed is not None and not isinstance(pushed, PushSource):
+        raise DefinitionInvalid(
+            f"feature view {view.name!r} reads a {type(pushed).__name__}, which manta does not",
+            hint="give it source=PushSource(name=…, batch_source=DatasetSource(…)), and feed that",
+        )
+    if pushed is not None and source.time is None:
+        raise DefinitionInvalid(
+            f"feature view {view.name!r} is pushed to, and its source {source.name!r} has no time",
+            hint="name a timestamp_field: of two rows for a key, the newer counts",
+        )
     ttl = view.ttl.total_seconds() if view.ttl else 0.0
     if ttl and source.time is None:
         raise DefinitionInvalid(
@@ -116,7 +160,7 @@ def view_of(label: str, view: FeatureView, features: Mapping[str, str], table: s
         ttl_seconds=ttl,
         keys=keys_of(view),
         features=tuple(Feature(name, kind, source.column(name)) for name, kind in features.items()),
-        pushed=view.stream_source is not None,
+        pushed=pushed is not None,
     )
 
 

@@ -17,7 +17,7 @@ from manta.errors import RequestInvalid
 from manta.features.compiled import View, service_of
 from manta.features.on_demand import compute
 from manta.features.stale import Staleness, refuse, stale_rows
-from manta.features.stores import Row, open_store_of
+from manta.features.stores import OnlineStore, Row, open_store_of
 from manta.features.wire import decode_value, key_encoder
 
 # The types that callers tell apart; numbers are Python's, whatever their width in the store.
@@ -46,19 +46,22 @@ class Looked:
 
     ``values``: every feature of the service, None where missing. By view: ``status``, and ``fresh_as_of``,
     the event time of the oldest feature that was used (None when none was). ``stale``: by view that is stale
-    in some row, whether it is in each; only where the service has a contract of staleness.
+    in some row, whether it is in each; only where the service has a contract of staleness. ``nulls``: (view,
+    feature) → the rows for which the store holds it without a value, of whatever age.
     """
 
     values: dict[str, list[Any]]
     fresh_as_of: dict[str, list[datetime | None]]
     status: dict[str, list[Status]]
     stale: dict[str, list[bool]] = field(default_factory=dict)
+    nulls: dict[tuple[str, str], set[int]] = field(default_factory=dict)
 
 
 class OnlineReader:
     """Reads the features of one service. Safe to use from several threads.
 
-    Making it imports the on-demand functions from the project folder, which must be on `sys.path`.
+    Making it imports the on-demand functions from the project folder, which must be on `sys.path`. Several
+    readers may share a ``store``: that of the manifest, when it is open already.
 
     Attributes:
         join_keys: the columns that name what a row is about.
@@ -72,10 +75,10 @@ class OnlineReader:
         DefinitionInvalid: an on-demand function is not in the project.
     """
 
-    def __init__(self, manifest: dict[str, Any], service: str) -> None:
+    def __init__(self, manifest: dict[str, Any], service: str, store: OnlineStore | None = None) -> None:
         self._service = service_of(manifest, service)
         self._views = [_ViewReader(view) for view in self._service.views]
-        self._rows = open_store_of(self._service.store).rows(self._service.views)
+        self._rows = (store or open_store_of(self._service.store)).rows(self._service.views)
         self._on_demand = [(view, load_function(view.function)) for view in self._service.on_demand]
         self.join_keys: tuple[str, ...] = tuple(self._service.join_keys)
         self.request_fields = {name: _caller(kind) for name, kind in self._service.request.items()}
@@ -114,11 +117,13 @@ class OnlineReader:
         known, answers = question.known, question.answers
         held = [answer.held(question.at) for answer in answers]
         for place, key, name, value, event in rows:  # the hot loop: a call here is felt
-            rows_of, columns, earliest, oldest, expired = held[place]
+            rows_of, columns, earliest, oldest, expired, nulls = held[place]
             column = columns.get(name)
             if column is None:
                 continue  # of the view, but not of the service
             decoded = decode_value(value)
+            if decoded is None:
+                nulls.setdefault(name, set()).update(rows_of[key])
             for i in rows_of[key]:
                 if earliest is not None and event < earliest[i]:
                     expired[i] = True
@@ -138,6 +143,11 @@ class OnlineReader:
             {view.name: answer.fresh() for view, answer in zip(self._views, answers, strict=True)},
             {view.name: answer.status() for view, answer in zip(self._views, answers, strict=True)},
             stale,
+            {
+                (view.name, name): nulls
+                for view, answer in zip(self._views, answers, strict=True)
+                for name, nulls in answer.nulls.items()
+            },
         )
 
     def _stale(self, question: _Question) -> dict[str, list[bool]]:
@@ -197,7 +207,14 @@ class _Question:
     keys: list[list[bytes]]
 
 
-_Held = tuple[dict[bytes, list[int]], dict[str, list[Any]], list[int] | None, list[int | None], list[bool]]
+_Held = tuple[
+    dict[bytes, list[int]],
+    dict[str, list[Any]],
+    list[int] | None,
+    list[int | None],
+    list[bool],
+    dict[str, set[int]],
+]
 
 
 class _ViewReader:
@@ -236,13 +253,15 @@ class _Answer:
         self._view = view
         self._oldest: list[int | None] = [None] * rows
         self._expired = [False] * rows
+        self.nulls: dict[str, set[int]] = {}
 
     def held(self, at: list[int]) -> _Held:
         """What is filled in: the rows of each key, a column for each feature, the earliest event time that is
-        still good for each row (None: any), the oldest that was used, and whether one was too old."""
+        still good for each row (None: any), the oldest that was used, whether one was too old, and the rows
+        for which a feature is held without a value."""
         columns = {name: self.values[place] for name, place in self._view.places.items()}
         earliest = [instant - self._view.ttl for instant in at] if self._view.ttl else None
-        return self.rows_of, columns, earliest, self._oldest, self._expired
+        return self.rows_of, columns, earliest, self._oldest, self._expired, self.nulls
 
     def stale(self, contract: Staleness, at: Sequence[int]) -> list[bool]:
         return stale_rows(contract, self._oldest, self._expired, at)

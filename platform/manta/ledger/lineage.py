@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, or_, select
 
 from manta.definitions import Ref
+from manta.definitions.features import CATALOG
 from manta.errors import InvalidInput, NotFound
 from manta.ledger import tables as t
 from manta.ledger.database import Database
@@ -179,6 +180,10 @@ class _Look:
         that are online."""
         row = next(each for each in self._endpoints if f"endpoint:{each['name']}" == node)
         definition, version = row["definition"], row["served"].get("version")
+        if definition["kind"] == "lookup":
+            if version is not None:
+                yield Edge(f"{CATALOG}@{version}", node, "serves")
+            return
         if version is not None:
             model = f"model:{definition['model']}@{version}"
             moves = [

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import ray
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,6 +17,7 @@ from manta.definitions import Endpoint, from_json
 from manta.errors import MantaError, NotFound, TooLarge, WrongMediaType, WrongMethod
 from manta.serving import core
 from manta.serving.core import Loaded
+from manta.serving.loopback import stay_on_loopback
 from manta.serving.protocols import predict
 
 log = logging.getLogger("ray.serve")
@@ -38,7 +38,7 @@ class Replica:
         self._project = project
         self._loaded: Loaded | None = None
         self._refused: dict[str, str] = {}
-        _stay_on_loopback()
+        stay_on_loopback()
 
     async def reconfigure(self, config: dict[str, str]) -> None:
         """Swap to the version that ``config`` names, once it is loaded and has answered. Requests go on
@@ -118,26 +118,6 @@ class Replica:
                 "example": loaded.example,
             }
         )
-
-
-def _stay_on_loopback() -> None:
-    """Where Ray itself listens on the loopback interface only, let this replica do so too.
-
-    Ray Serve opens a port in each replica for calls between deployments, on all interfaces, and unpickles
-    what comes in; there is no setting for it. It does so after this object is made, by the function that is
-    replaced here.
-    """
-    from ray.serve._private import replica
-
-    if ray.util.get_node_ip_address() != "127.0.0.1":
-        return  # a cluster: its machines must reach one another
-    serves: Any = replica
-    bind = serves.add_port_to_grpc_server
-
-    def bind_here(server: Any, address: str) -> int:
-        return int(bind(server, address.replace("[::]", "127.0.0.1")))
-
-    serves.add_port_to_grpc_server = bind_here
 
 
 async def _body(request: Request) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from manta.definitions import Definition, Ingest, digest
+from manta.definitions import Definition, Ingest, StaysUp, digest
 from manta.definitions.base import import_failure
 from manta.definitions.code import code_of, file_of
 from manta.errors import DefinitionInvalid, MantaError
@@ -35,7 +35,7 @@ def describe(root: Path, settings: Settings) -> dict[str, Any]:
             if not isinstance(value, Definition) or variable in elsewhere:
                 continue
             where = f"{module_name}:{variable}"
-            slot = (value.kind == "endpoint", value.name)
+            slot = (isinstance(value, StaysUp), value.name)
             held = found.setdefault(slot, (value, where))
             if held[0] is not value and held[0] != value:
                 raise DefinitionInvalid(

@@ -260,22 +260,36 @@ def online_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def new_shop(settings: Settings, monkeypatch: pytest.MonkeyPatch, online_kind: str) -> Callable[[], Shop]:
     """The project before anything has been applied; its folder is the working directory, as in a worker."""
 
-    def make() -> Shop:
-        shop = Shop(settings.root, settings)
-        shop.write("feature_store.yaml", STORE.replace("ONLINE", ONLINE[online_kind]))
-        shop.write("asking.py", ASKED)
-        shop.write("views.py", VIEWS)
-        for name, frame in datasets().items():
-            shop.put(name, frame)
-        monkeypatch.chdir(shop.root)
-        monkeypatch.syspath_prepend(str(shop.root))
-        return shop
-
-    return make
+    return lambda: _made(Shop(settings.root, settings), monkeypatch, online_kind)
 
 
 @pytest.fixture
 def shop(new_shop: Callable[[], Shop]) -> Iterator[Shop]:
     yield new_shop()
+    _forget()
+
+
+def _made(shop: Shop, patch: pytest.MonkeyPatch, kind: str = "sqlite") -> Shop:
+    shop.write("feature_store.yaml", STORE.replace("ONLINE", ONLINE[kind]))
+    shop.write("asking.py", ASKED)
+    shop.write("views.py", VIEWS)
+    for name, frame in datasets().items():
+        shop.put(name, frame)
+    patch.chdir(shop.root)
+    patch.syspath_prepend(str(shop.root))
+    return shop
+
+
+def _forget() -> None:
     for name in [name for name in sys.modules if name == "features" or name.startswith("features.")]:
         del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def module_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """The project, applied and with nothing online yet, for tests of a module that change nothing of it."""
+    root = tmp_path_factory.mktemp("shop")
+    settings = Settings(project="test", root=root, home=root / ".manta")._resolved()
+    with pytest.MonkeyPatch.context() as patch:
+        yield _made(Shop(settings.root, settings), patch)
+    _forget()

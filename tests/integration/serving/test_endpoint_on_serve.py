@@ -20,8 +20,10 @@ from manta.control import processes
 from manta.control.engine import RayEngine
 from manta.control.local import Local
 from manta.control.parts import ray, ray_folder
+from manta.definitions import Lookup
 from manta.settings import Settings
 from tests.conftest import free_ports
+from tests.integration.api.conftest import serving as serving_manta
 from tests.integration.local.web_part import listening
 from tests.unit.serving import tiny
 from tests.unit.serving.tiny import ENDPOINT, KEYS, probability
@@ -29,6 +31,7 @@ from tests.unit.serving.tiny import ENDPOINT, KEYS, probability
 pytestmark = pytest.mark.platform
 
 ROUTE = "/test/trips"
+WHO = {"ours": "test", "other": "hotels"}
 Put = Callable[[dict[str, str]], None]
 
 
@@ -52,6 +55,7 @@ def put(its: Settings) -> Iterator[Put]:
         app = {
             "name": "test-trips",
             "route": ROUTE,
+            "import_path": "manta.serving.app:build",
             "package": "tiny",
             "content": content,
             "args": {"endpoint": ENDPOINT.to_json(), "project": "test"},
@@ -59,13 +63,33 @@ def put(its: Settings) -> Iterator[Put]:
             "cpus": 0.5,
             "user_config": config,
         }
-        engine.put_apps([app])
+        engine.put_apps([app, door(its, project, content)])
 
     try:
         yield send
     finally:
         local.down(lambda *_: None)
         shutil.rmtree(ray_folder(its).parent, ignore_errors=True)
+
+
+def door(its: Settings, project: Path, content: bytes) -> dict[str, Any]:
+    """A look-up door beside the endpoint, over the same features."""
+    manifest = tiny.write_manifest(project / "manifest.json", its.root / "project" / "online.db")
+    service = json.loads(Path(manifest).read_text())["service"]
+    named = {name: service[name] for name in ("project", "store", "views", "on_demand")}
+    catalog = named | {"services": {"trip_v1": service}, "pushes": {}}
+    (project / "catalog.json").write_text(json.dumps({"format": 1, "catalog": catalog}))
+    return {
+        "name": "test-lookup",
+        "route": "/test/lookup",
+        "import_path": "manta.serving.lookup.app:build",
+        "package": "tiny",
+        "content": content,
+        "args": {"lookup": Lookup(features=("trip_v1",)).to_json(), "project": "test"},
+        "replicas": 1,
+        "cpus": 0.5,
+        "user_config": {"version": "c1", "catalog": str(project / "catalog.json")},
+    }
 
 
 def zipped(folder: Path) -> bytes:
@@ -95,11 +119,13 @@ def served(http: httpx.Client, version: str) -> dict[str, Any]:
     return until(http, lambda described: described.get("version") == version)
 
 
-def until(http: httpx.Client, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+def until(
+    http: httpx.Client, condition: Callable[[dict[str, Any]], bool], route: str = ROUTE
+) -> dict[str, Any]:
     deadline = time.monotonic() + 90
     while True:
         try:
-            answer = http.get(ROUTE)
+            answer = http.get(route)
             described: dict[str, Any] = answer.json() if answer.status_code == 200 else {"error": answer.text}
         except httpx.HTTPError as error:
             described = {"error": str(error)}
@@ -191,6 +217,26 @@ def test_what_is_not_answered_is_a_problem_object(
     assert says in problem["detail"]
     assert problem["hint"]
     assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+def test_the_look_up_door_answers_those_with_a_key(its: Settings, http: httpx.Client) -> None:
+    until(http, lambda described: described.get("version") == "c1", "/test/lookup/")
+    assert http.get("/test/lookup/health").status_code == 200
+    columns = {name: [value] for name, value in KEYS.items()}
+    body = {"entities": columns, "feature_service": "trip_v1"}
+    with serving_manta(its) as manta:
+        keys = {who: manta.person(f"user:{who}", **{project: "viewer"}) for who, project in WHO.items()}
+
+        def look(key: str, path: str = "get-online-features") -> httpx.Response:
+            return http.post(f"/test/lookup/{path}", json=body, headers={"authorization": f"Bearer {key}"})
+
+        assert [look(key).status_code for key in ("none", "guess", keys["other"])] == [401, 401, 404]
+        assert look(keys["ours"], "push").status_code == 403
+        answer = look(keys["ours"]).json()
+        assert look(manta.owner_key, "push").json()["detail"].startswith("the body")
+    values = dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
+    assert values["rating"]["values"] == [5.0]
+    assert values["engines"]["values"] == [""]  # neither Feast nor Polars nor an engine is in the replica
 
 
 def test_a_charset_with_the_media_type_is_fine(http: httpx.Client) -> None:

@@ -18,6 +18,7 @@ from manta.definitions import (
     FeatureTable,
     Ingest,
     Job,
+    Lookup,
     Materialize,
     Ref,
     TimeSplit,
@@ -29,7 +30,7 @@ from manta.errors import DefinitionInvalid, NotFound
 from manta.ledger.endpoints import EndpointRow
 from manta.ledger.runs import Run, State, Version
 from manta.plan import Action, Held, Plan, needed, plan
-from manta.project import Described, Project
+from manta.project import Described, Project, _check_references
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 INGEST = Ingest(
@@ -70,7 +71,7 @@ def done(of: Project) -> Held:
     """What is held once each job of it has run, by a simulation that only follows the plan's order."""
     held = Held()
     for number, step in enumerate(plan(of, held).steps, start=1):
-        if step.kind == "endpoint":
+        if step.kind in ("endpoint", "lookup"):
             continue
         definition, fingerprint = of.jobs()[step.name]
         inputs = tuple(
@@ -150,6 +151,20 @@ def test_a_changed_source_touches_all_that_comes_from_it() -> None:
     assert running(made_plan) == {"raw", "rates", "facts", "online", "late"}
     assert set(made_plan.touches["raw"]) == {"rates", "facts", "online", "late", "endpoint late"}
     assert set(made_plan.touches["facts"]) == set()
+
+
+def test_a_look_up_door_follows_what_is_registered() -> None:
+    of = project(*ALL, Lookup(features=("v1",)))
+    step = next(step for step in plan(of, Held()).steps if step.kind == "lookup")
+    assert (step.action, step.needs) == (Action.DEPLOY, ("features",))
+    held = done(of)
+    assert plan(of, held).empty
+    changed = project(*ALL, Lookup(features=("v1",), max_rows=5))
+    assert [step.name for step in plan(changed, held).steps if step.action is Action.DEPLOY] == ["lookup"]
+    gone = [step for step in plan(project(), held).steps if step.action is Action.REMOVE]
+    assert [(step.name, step.kind) for step in gone] == [("lookup", "lookup")]
+    with pytest.raises(DefinitionInvalid, match="nothing in the project produces"):
+        _check_references(project(*ALL, Lookup(features=("v2",))))
 
 
 def test_a_changed_definition_touches_what_is_downstream_only() -> None:
