@@ -9,6 +9,9 @@ What bounds it, in seconds of CPU for 1,000,000 rows × 2 views of 1,000,000: `j
 sorting the views 0.4, reading Parquet 0.2, taking the features of the rows found 0.2, Feast and pandas 0.2.
 From disk (`in_process_rows` passed), splitting and spilling come on top, about as much again.
 
+Feast's duckdb store joins every row of a key with every other before it ranks them, so its time grows with
+the rows of a key (MANTA_BENCH_PER_KEY, 10); ours does not.
+
 MANTA_BENCH_ROWS are the entity rows and the rows of each view (1000000), MANTA_BENCH_ROUNDS how often (3),
 MANTA_BENCH_PEERS which others there are ("polars,duckdb,dask"); Feast's duckdb store needs ibis, for which a
 virtual environment is made in a temporary folder. MANTA_BENCH_LARGE are the entity rows and the rows of each
@@ -34,6 +37,7 @@ import polars as pl
 ROWS = int(os.environ.get("MANTA_BENCH_ROWS", "1000000"))
 ROUNDS = int(os.environ.get("MANTA_BENCH_ROUNDS", "3"))
 LARGE = int(os.environ.get("MANTA_BENCH_LARGE", "20000000"))
+PER_KEY = int(os.environ.get("MANTA_BENCH_PER_KEY", "10"))
 PEERS = os.environ.get("MANTA_BENCH_PEERS", "polars,duckdb,dask").split(",")
 WANTED = {"polars": 1 / 1.5, "duckdb": 8.0, "dask": 25.0}
 FEATURES = 3
@@ -206,7 +210,7 @@ class Peer:
 
 def write(folder: Path, rows: int, views: int) -> None:
     random = np.random.default_rng(1)
-    users = max(1, rows // 10)
+    users = max(1, rows // PER_KEY)
 
     def times() -> Any:
         return np.datetime64("2024-01-01", "us") + random.integers(0, 30 * 86_400 * 10**6, rows)
