@@ -26,6 +26,9 @@ demo: install
 test: lint
 	$(BIN)/pytest
 
+test-stock-feast: install # a Feast of its own, without manta, reads through the look-up door
+	MANTA_STOCK_FEAST=venv $(BIN)/pytest tests/integration/features/test_stock_client.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -75,7 +75,8 @@ def catalog_of(shop: Shop, lookup: Lookup | None = None) -> tuple[str, Catalog]:
 def serving(app: Any) -> Iterator[httpx.Client]:
     """A client of an ASGI application, which runs in a thread of this process."""
     port = free_ports().server
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_keep_alive=600)
+    server = uvicorn.Server(config)  # a slow machine may take its time between two requests
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60

@@ -28,7 +28,14 @@ def main() -> None:
     catalog = read_catalog(given.catalog)
     door = Door(Lookup(), catalog.project, None, given.lake)
     door.load(given.catalog.stem, catalog)
-    uvicorn.run(Asgi(door), host="127.0.0.1", port=given.port, log_level="warning", access_log=False)
+    uvicorn.run(
+        Asgi(door),
+        host="127.0.0.1",
+        port=given.port,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=75,  # longer than clients keep an idle connection
+    )
 
 
 main()
