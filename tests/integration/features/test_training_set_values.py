@@ -214,6 +214,8 @@ def test_a_set_made_on_disk_is_the_same(shop: Shop, monkeypatch: pytest.MonkeyPa
     held = training_set(*asked)
     small = Limits(in_process_rows=0, partition_rows=2, folder=f"{shop.settings.datasets}/.spill")
     monkeypatch.setattr("manta.features.training_set.limits_of", lambda lake: small)
+    # The Ray that other tests may have started knows nothing of this project's modules.
+    monkeypatch.setattr("manta.features.partitioned.ray_connected", lambda: False)
     assert training_set(*asked) == held
     assert list((shop.lake.folder / ".spill").iterdir()) == []
 
