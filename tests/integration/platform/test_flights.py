@@ -130,7 +130,7 @@ def test_a_changed_feature_shows_in_the_plan(flights: Commands) -> None:
         views.write_text(changed)
         plan = flights("plan")
         assert re.search(r"\+\s+feature-repo\s+features\s+its definition or code has changed", plan)
-        assert re.search(r"\+\s+training\s+delay\s+features will be new", plan)
+        assert re.search(r"\+\s+training\s+delay\s+features.* will be new", plan)
         assert re.search(r"=\s+ingest\s+flights", plan)
     finally:
         views.write_text(text)
