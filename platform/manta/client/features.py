@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from manta.definitions import Endpoint, FeatureRepo, FeatureTable, Materialize, Ref, Training
+from manta.definitions.features import CATALOG
 from manta.errors import DefinitionInvalid, FeaturesUnavailable, NotFound, from_problem
 from manta.ledger.parity import ParityReport
 from manta.ledger.runs import State, Version
@@ -96,7 +97,7 @@ class Features:
     def services(self) -> list[ServiceInfo]:
         """Every service that is registered."""
         found = self._versions()
-        services = [version for ref, version in found.items() if ref.kind == "features"]
+        services = [version for ref, version in found.items() if ref.kind == "features" and ref != CATALOG]
         return [_info(version, found.get(Ref("online", version.name))) for version in services]
 
     def show(self, service: str) -> ServiceInfo:
