@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import prometheus_client  # noqa: F401 - before Feast, which makes what imports it later share its counts
 import pytest
 
 from manta.settings import Ports, Settings

@@ -180,7 +180,7 @@ class _Look:
         that are online."""
         row = next(each for each in self._endpoints if f"endpoint:{each['name']}" == node)
         definition, version = row["definition"], row["served"].get("version")
-        if definition["kind"] == "lookup":
+        if definition.get("kind") == "lookup":
             if version is not None:
                 yield Edge(f"{CATALOG}@{version}", node, "serves")
             return

@@ -250,7 +250,7 @@ def test_a_run_reads_what_the_ledger_names_and_says_what_it_made(shop: Shop) -> 
     with pytest.raises(NotFound, match="features 'trip' has no version yet"):
         run(wanted, materializing.execute, "too early")
     applied = run(FeatureRepo(), applying.execute, "apply")
-    assert sorted((v.kind, v.name) for v in applied.outputs) == [("features", "plain"), ("features", "trip")]
+    assert sorted(str(v.ref) for v in applied.outputs) == ["features:*", "features:plain", "features:trip"]
     (trip,) = [version for version in applied.outputs if version.name == "trip"]
     with pytest.raises(NotFound, match="dataset 'sales' has no version yet"):
         run(wanted, materializing.execute, "still too early")
