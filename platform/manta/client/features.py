@@ -9,9 +9,6 @@ nowhere.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -20,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from manta.client.workers import ask
 from manta.definitions import Endpoint, FeatureRepo, FeatureTable, Materialize, Ref, Training
 from manta.definitions.features import CATALOG
-from manta.errors import DefinitionInvalid, FeaturesUnavailable, NotFound, from_problem
+from manta.errors import FeaturesUnavailable, NotFound
 from manta.ledger.parity import ParityReport
 from manta.ledger.runs import State, Version
-from manta.settings import WORKER_VARIABLE
 
 if TYPE_CHECKING:
     from manta.client.verbs import Client
@@ -190,28 +187,21 @@ class Features:
 
     def _ask(self, what: str, service: ServiceInfo, **more: Any) -> Any:
         with tempfile.TemporaryDirectory() as folder:
-            answer, problem = Path(folder, "answer.json"), Path(folder, "problem.json")
+            answer = Path(folder, "answer.json")
             asked = {
                 "what": what,
                 "service": service.name,
                 "manifest": service.manifest,
                 "answer": str(answer),
-                "problem": str(problem),
             }
-            settings = self._client.settings
-            done = subprocess.run(
-                [sys.executable, "-m", "manta.worker.features"],
-                input=json.dumps(asked | more, default=str),
-                cwd=settings.root,
-                env=os.environ | {WORKER_VARIABLE: settings.for_worker()},
-                capture_output=True,
-                text=True,
-                timeout=LOOK_SECONDS,
+            ask(
+                "manta.worker.features",
+                asked | more,
+                self._client.settings,
+                Path(folder),
+                seconds=LOOK_SECONDS,
+                failed="the features could not be looked at",
             )
-            if problem.exists():
-                raise from_problem(json.loads(problem.read_text()))
-            if done.returncode:
-                raise DefinitionInvalid(f"the features could not be looked at:\n{done.stderr[-3000:]}")
             return json.loads(answer.read_text())
 
 

@@ -9,18 +9,14 @@ no Feast and no Ray for it.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manta.client.workers import ask
 from manta.definitions import Ref, Training, from_json
-from manta.errors import DefinitionInvalid, NotFound, from_problem
+from manta.errors import NotFound
 from manta.ledger.runs import State, Version
-from manta.settings import WORKER_VARIABLE
 
 if TYPE_CHECKING:
     import polars
@@ -39,26 +35,20 @@ def training_set(client: Client, name: str, run_id: int | None) -> polars.DataFr
     else:
         definition, versions = _as_read_by(client, name, run_id)
     with tempfile.TemporaryDirectory() as folder:
-        parquet, problem = Path(folder, "training_set.parquet"), Path(folder, "problem.json")
+        parquet = Path(folder, "training_set.parquet")
         asked = {
             "definition": definition.to_json(),
             "versions": [version.model_dump(mode="json") for version in versions],
             "parquet": str(parquet),
-            "problem": str(problem),
         }
-        done = subprocess.run(
-            [sys.executable, "-m", "manta.worker.training_set"],
-            input=json.dumps(asked),
-            cwd=client.settings.root,
-            env=os.environ | {WORKER_VARIABLE: client.settings.for_worker()},
-            capture_output=True,
-            text=True,
-            timeout=JOIN_SECONDS,
+        ask(
+            "manta.worker.training_set",
+            asked,
+            client.settings,
+            Path(folder),
+            seconds=JOIN_SECONDS,
+            failed="the training set could not be made",
         )
-        if problem.exists():
-            raise from_problem(json.loads(problem.read_text()))
-        if done.returncode:
-            raise DefinitionInvalid(f"the training set could not be made:\n{done.stderr[-3000:]}")
         frame: polars.DataFrame = polars.read_parquet(parquet)
         return frame
 
