@@ -19,7 +19,6 @@ from typing import Any, Literal
 import polars as pl
 import pyarrow as pa
 from feast import FeatureView
-from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.common.materialization_job import (
     MaterializationJob,
     MaterializationJobStatus,
@@ -33,11 +32,10 @@ from feast.utils import _get_column_names
 
 from manta.errors import DefinitionInvalid
 from manta.features import asof
-from manta.features.compiled import Feature, Key, View
+from manta.features.compiled import Feature, View
 from manta.features.historical import side_of
-from manta.features.manifest import store_of, type_name
+from manta.features.manifest import keys_of, store_of, type_name
 from manta.features.stores import open_store_of
-from manta.features.wire import KEY_TYPES
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -124,17 +122,6 @@ class ArrowComputeEngine(ComputeEngine):
 
     def _view(self, view: FeatureView, project: str) -> View:
         where = f"of feature view {view.name!r}"
-        keys = []
-        for column in view.entity_columns:
-            if column.name == DUMMY_ENTITY_ID:
-                continue
-            kind = type_name(f"join key {column.name!r} {where}", column.dtype)
-            if kind not in KEY_TYPES:
-                raise DefinitionInvalid(
-                    f"join key {column.name!r} {where} is {column.dtype}",
-                    hint="Feast keeps keys of String, Int32, Int64, Bytes and UnixTimestamp",
-                )
-            keys.append(Key(column.name, column.name, kind))
         versions = self.repo_config.registry.enable_online_feature_view_versioning
         source: Any = view.batch_source
         return View(
@@ -144,7 +131,7 @@ class ArrowComputeEngine(ComputeEngine):
             time=source.timestamp_field,
             created=source.created_timestamp_column or None,
             ttl_seconds=0.0,
-            keys=tuple(keys),
+            keys=keys_of(view),
             features=tuple(
                 Feature(f.name, type_name(f"feature {f.name!r} {where}", f.dtype), f.name)
                 for f in view.features

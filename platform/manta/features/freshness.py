@@ -17,7 +17,7 @@ from manta.features.historical import side_of
 from manta.features.parity_sample import frames_of
 from manta.features.skew import SECOND
 from manta.features.stores import OnlineStore, open_store_of
-from manta.features.wire import key_encoder
+from manta.features.stores._columns import keys_of
 
 MOST_KEYS = 300
 
@@ -44,10 +44,8 @@ def _of(view: View, frame: pl.LazyFrame, store: OnlineStore, now: datetime) -> d
     newest = newest.sort(asof.TS, descending=True)
     rest = newest[MOST_KEYS:]
     chosen = pl.concat([newest[:MOST_KEYS], rest.sample(min(MOST_KEYS, rest.height), seed=0)])
-    encode = key_encoder([(key.join_key, key.type) for key in view.keys])
-    parts = chosen.select(pl.col("^__key_.*$")).rows() if view.keys else [()] * chosen.height
-    wanted = {encode(part): event for part, event in zip(parts, chosen[asof.TS].to_list(), strict=True)}
-    keys = [key for key in wanted if key is not None]
+    keys = keys_of(view, chosen)
+    wanted = dict(zip(keys, chosen[asof.TS].to_list(), strict=True))
     held: dict[bytes, int] = {}
     for _, key, _name, _value, event in store.rows([view]).fetch([keys]):
         held[key] = min(event, held.get(key, event))

@@ -6,7 +6,6 @@ MANTA_EXAMPLES says how many cases are drawn.
 from __future__ import annotations
 
 import tempfile
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from manta.features.asof import Side
 from manta.features.historical import Retrieval
 from manta.features.partitioned import Limits
 
-from .test_asof_join import EPOCH, EXAMPLES, cases, held, instants, oracle
+from .test_asof_join import EPOCH, EXAMPLES, by_oracle, cases, held
 
 DRAWN: Any = {
     "deadline": None,
@@ -67,14 +66,7 @@ def test_on_disk_equals_the_oracle(case: dict[str, Any], block: int) -> None:
     frame, side = held(case)
     if frame.is_empty():
         return
-    expected = oracle(
-        instants(case["entity"], "at"),
-        instants(case["rows"], "t", "c"),
-        case["keys"],
-        timedelta(hours=case["ttl"]) or None,
-        case["created"],
-        case["hide_late"],
-    )
+    expected = by_oracle(case)
     (found,) = on_disk(frame, [side], block, case["hide_late"])
     assert found["found"].to_list() == expected
 
