@@ -312,5 +312,5 @@ class Lake:
 
 
 def write_part(frame: pl.DataFrame, path: str) -> None:
-    """Write a staged Parquet file."""
-    frame.write_parquet(path, compression="zstd", compression_level=1)
+    """Write a staged Parquet file: quickly, for a third more bytes. Compaction writes it again, small."""
+    frame.write_parquet(path, compression="lz4")

@@ -6,9 +6,11 @@ actors that cost more than a small ingest.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,12 +21,16 @@ TASKS_PER_CPU = 32  # at most: where there are many items, a task does several
 AHEAD = 2  # tasks for each CPU that are under way or wait for it
 # Of a process that does such tasks, before it imports Polars and Arrow, which read them once. Ray gives a
 # task one CPU, and there are as many at once. Memory that is free is kept for ten seconds: what one piece
-# needed, the next needs, and to have it from the system anew took a tenth of all CPU of landing a csv.
+# needed, the next needs, and to have it from the system anew took a tenth of all CPU of landing a csv. What
+# C libraries free is kept too, by :func:`_keep_freed`.
 ENVIRONMENT = {
     "POLARS_MAX_THREADS": "2",
     "_RJEM_MALLOC_CONF": "dirty_decay_ms:10000,muzzy_decay_ms:10000",  # Polars'
     "MIMALLOC_PURGE_DELAY": "10000",  # Arrow's
 }
+
+KEPT = 256 * 2**20  # bytes
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
 def cpus() -> int:
@@ -93,6 +99,7 @@ def each(
 def _outcomes(function: bytes, items: bytes) -> bytes:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    _keep_freed()
     do = pickle.loads(function)
     done: list[tuple[int, Any]] = []
     for index, item in pickle.loads(items):
@@ -104,3 +111,12 @@ def _outcomes(function: bytes, items: bytes) -> bytes:
             break
     # As bytes: Ray would keep the arrays in it in its own store for as long as they are used.
     return pickle.dumps(done)
+
+
+def _keep_freed() -> None:
+    """What C libraries free (PostgreSQL's driver above all) stays with the process, up to :data:`KEPT`."""
+    # Another C library than glibc has no such setting, and does as it does.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, KEPT)
+        mallopt(_TRIM_THRESHOLD, KEPT)

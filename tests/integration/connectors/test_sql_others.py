@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import create_engine, make_url
 
 from manta import Sql
+from manta.connectors import databases
 from manta.connectors.databases import others
 from manta.definitions.sources import Ask
 from manta.errors import ExtraMissing, SourceUnreadable
@@ -166,7 +167,8 @@ def test_mariadb_errors(mariadb_url: str, run: Run) -> None:
             list(source.read(reading.pieces[0], asked("id")))
 
 
-def test_mariadb_is_left_alone(mariadb_url: str, run: Run) -> None:
+def test_mariadb_is_left_alone(mariadb_url: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(databases, "PIECE_BYTES", 2**30)  # one piece, of several batches
     run("create table t as select seq as id, repeat('x', 1000) as name from seq_1_to_50000")
     mine = (
         "select count(*) from information_schema.processlist where db = database() and id <> connection_id()"
@@ -310,7 +312,7 @@ def test_sql_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
         ("mysql://h/d", "connectorx", "mysql"),
         ("mariadb://h/d", "pymysql", "mysql"),
         ("postgresql://h/d", "psycopg", "postgres"),
-        ("postgresql://h/d", "adbc_driver_postgresql.dbapi", "postgres"),
+        ("postgresql://h/d", "adbc_driver_postgresql", "postgres"),
     ],
 )
 def test_a_driver_that_is_not_installed(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from manta.connectors.sql import Sql
 
-PIECE_BYTES = 32 * 2**20
+PIECE_BYTES = 16 * 2**20
 BATCH_BYTES = 16 * 2**20
 CONNECT_SECONDS = 10
 SHORTEST_PASSWORD = 3  # characters: what is shorter occurs in ordinary words

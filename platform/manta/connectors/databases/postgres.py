@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -78,7 +79,7 @@ class _Table(NamedTuple):
 @contextmanager
 def opened(source: Sql, ask: Ask) -> Iterator[Reading]:
     psycopg = driver("psycopg", EXTRA)
-    driver("adbc_driver_postgresql.dbapi", EXTRA)
+    driver("adbc_driver_postgresql", EXTRA)
     url = address(source)
     with reading(source, url, psycopg.Error):
         session = psycopg.connect(_libpq(url), autocommit=False)
@@ -86,18 +87,21 @@ def opened(source: Sql, ask: Ask) -> Iterator[Reading]:
         with reading(source, url, psycopg.Error):
             session.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             session.read_only = True
-            for name, value in {**SETTINGS, "idle_in_transaction_session_timeout": "0"}.items():
-                session.execute(_setting(name, value))
+            session.execute(_settings(idle_in_transaction_session_timeout="0"))
             found = _reading(source, session, url, ask)
         yield found
     finally:
         session.close()
 
 
-def _setting(name: str, value: str) -> str:
+def _settings(**more: str) -> str:
     # Of this transaction only, so that it also holds behind a pooler; what an older server does not know is
     # left out, for naming it would be an error.
-    return f"select set_config(name, '{value}', true) from pg_settings where name = '{name}'"
+    given = ", ".join(f"('{name}', '{value}')" for name, value in {**SETTINGS, **more}.items())
+    return (
+        f"select set_config(s.name, v.value, true) from (values {given}) as v (name, value)"
+        " join pg_settings s on lower(s.name) = lower(v.name)"
+    )
 
 
 def _libpq(url: URL) -> str:
@@ -324,31 +328,45 @@ def _one(session: Any, sql: str) -> Any:
 def read(source: Sql, piece: Piece, _ask: Ask) -> Iterator[Rows]:
     import pyarrow as pa
 
-    adbc = driver("adbc_driver_postgresql.dbapi", EXTRA)
+    adbc = driver("adbc_driver_manager", EXTRA)
     url = address(source)
     failures = (adbc.Error, pa.ArrowException, OSError)
     with reading(source, url, *failures):
-        session = adbc.connect(_libpq(url), autocommit=True)
-    cursor = session.cursor(adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)})
+        session = adbc.AdbcConnection(_database(_libpq(url)))
+    statement = adbc.AdbcStatement(session)
     try:
         with reading(source, url, *failures):
-            cursor.execute("begin isolation level repeatable read read only")
+            _run(statement, "begin isolation level repeatable read read only").read_all()
             if piece.snapshot:
-                cursor.execute(f"set transaction snapshot {_text(piece.snapshot)}")
-            for name, value in SETTINGS.items():
-                cursor.execute(_setting(name, value))
-            cursor.execute(piece.sql)
-            batches = cursor.fetch_record_batch()
+                _run(statement, f"set transaction snapshot {_text(piece.snapshot)}").read_all()
+            _run(statement, _settings()).read_all()
+            statement.set_options(**{"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)})
+            batches = _run(statement, piece.sql)
         schema = batches.schema
         yield _rows(pa.record_batch([pa.nulls(0, field.type) for field in schema], schema=schema), piece)
         while (batch := _next(source, url, batches, failures)) is not None:
             yield _rows(batch, piece)
     except GeneratorExit:
-        cursor.adbc_cancel()  # else the server would go on until it finds nobody there
+        statement.cancel()  # else the server would go on until it finds nobody there
         raise
     finally:
-        cursor.close()
+        statement.close()
         session.close()
+
+
+@lru_cache(maxsize=8)
+def _database(url: str) -> Any:
+    """One for each URL and process: whenever the driver makes one, it asks the server for all types that it
+    has, which takes as long as reading 40,000 rows. It holds no connection."""
+    return driver("adbc_driver_postgresql", EXTRA).connect(url)
+
+
+def _run(statement: Any, sql: str) -> pa.RecordBatchReader:
+    import pyarrow as pa
+
+    statement.set_sql_query(sql)
+    stream, _ = statement.execute_query()
+    return pa.RecordBatchReader.from_stream(stream)
 
 
 def _next(source: Sql, url: URL, batches: Any, failures: tuple[type[BaseException], ...]) -> Any:
