@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench soak-control clean lock
+.PHONY: install demo test test-stock-feast lint bench bench-data bench-features \
+  soak-control soak-data soak-features clean lock
 
 install: $(STAMP)
 
@@ -24,7 +25,7 @@ demo: install
 	@$(BIN)/manta demo .
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 test-stock-feast: install # a Feast of its own, without manta, reads through the look-up door
 	MANTA_STOCK_FEAST=venv $(BIN)/pytest tests/integration/features/test_stock_client.py
@@ -49,6 +50,9 @@ soak-features: install # SOAK="--kills 5 --stores sqlite --seed 1" for less
 
 bench-data: install # MANTA_BENCH_MB=100 for less
 	$(BIN)/python -m tests.benchmarks data
+
+bench-features: install # MANTA_BENCH_KEYS=20000 MANTA_BENCH_LARGE=0 for less
+	$(BIN)/python -m tests.benchmarks features_join features_write features_read features_http
 
 lock: install
 	$(BIN)/pip install --quiet pip-tools

@@ -26,11 +26,27 @@ os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
+# What is expensive to make (a platform, a year of flights) is made once: by whichever of the processes that
+# run the tests has these folders. Of all others, a file is the unit. The longest come first.
+TOGETHER = ("tests/integration/platform/", "tests/project/")
+PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        file = item.nodeid.split("::")[0]
+        folder = next((folder for folder in TOGETHER if file.startswith(folder)), file)
+        item.add_marker(pytest.mark.xdist_group(folder))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not item.nodeid.startswith(TOGETHER))
+
+
 def free_ports() -> Ports:
-    """Free ports, outside the range from which the system takes those that nobody chose."""
+    """Free ports, outside the range from which the system takes those that nobody chose; other ones in each
+    process that runs tests."""
     names = list(Ports.model_fields)
     while True:
-        base = random.randint(10_000, 30_000)
+        base = random.randint(10_000, 19_000) + PROCESS % 2 * 10_000
         with contextlib.ExitStack() as held, contextlib.suppress(OSError):
             for at in range(len(names)):
                 held.enter_context(socket.socket()).bind(("127.0.0.1", base + at))
