@@ -52,6 +52,7 @@ TWO_AT_ONCE = 0.2
 KILLS_A_RUN = 5  # at most
 TASK_SECONDS = 0.3  # of small work, once the process has made its imports
 RUN_SECONDS = 300.0
+FINDINGS = 20  # shown, of each source
 
 
 class Runner(threading.Thread):
@@ -143,7 +144,7 @@ class Runner(threading.Thread):
             if told["state"] in ("SUCCEEDED", "FAILED", "STOPPED"):
                 self.attempts += told["attempt"]
                 if told["state"] != "SUCCEEDED":
-                    self.findings.append(f"run {run} is {told['state']}: {told['message'][:500]}")
+                    self.findings.append(f"run {run} is {told['state']}: {_short(told['message'])}")
                 return
             time.sleep(0.2)
         raise RuntimeError(f"run {run} has not ended after {RUN_SECONDS:.0f} s")
@@ -305,6 +306,11 @@ class Stage:
             self.server.start()
 
 
+def _short(message: str) -> str:
+    """Its beginning and its end, where a traceback has its reason."""
+    return message if len(message) < 500 else f"{message[:150]} … {message[-350:]}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.data", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
@@ -330,7 +336,7 @@ def main() -> int:
             "attempts": runner.attempts,
             "rows": len(runner.lane.rows),
             "versions_read": runner.read,
-            "findings": runner.findings,
+            "findings": runner.findings[:FINDINGS],
         }
         for runner in runners
     ]

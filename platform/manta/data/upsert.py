@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
@@ -13,6 +12,7 @@ import polars as pl
 from manta.data.keys import Part
 from manta.data.lake import Lake, write_part
 from manta.data.parallel import cpus, each
+from manta.definitions import digest
 
 FILES_PER_TASK = 16
 
@@ -83,9 +83,9 @@ def _without(work: _Work, files: list[str]) -> Changed:
         rest = pl.read_parquet(path, glob=False).join(keys, on=work.key, how="anti", maintain_order="left")
         removed.append(file)
         if rest.height:
-            # Another file of this name may be rewritten too, from another run's folder.
-            name = file.removeprefix("parts/").removesuffix(".parquet").replace("/", "-")
-            kept = f"{work.folder}/{Path(name).name}-kept.parquet"
+            # Not the file's own name: one from another run's folder may have the same. Nor that with more to
+            # it, for what is left of it may be rewritten again and again.
+            kept = f"{work.folder}/kept-{digest(file)}.parquet"
             write_part(rest, kept)
             rewritten.append(kept)
     return Changed(removed, rewritten)

@@ -179,6 +179,19 @@ def test_upsert_replaces_rows_by_key_and_leaves_other_files_alone(
     assert lake.metadata("numbers")["refused"] == 0
 
 
+def test_what_is_rewritten_again_and_again_keeps_a_short_name(
+    grow: Callable[[str], None], lake: Lake, context_of: Contexts
+) -> None:
+    job = Ingest(dataset="numbers", source=Lines(path="lines.txt", again=1), contract=KEYED)
+    longest = []
+    for lines in ("0 0, 1 0, 2 0", "0 1, 3 1", "1 2, 3 2", "0 3, 3 3"):  # files of one name in each folder
+        grow(lines)
+        run(context_of(job))
+        longest.append(max(len(Path(file).name) for file in lake.files("numbers")))
+    assert pairs(lake) == [(0, 3), (1, 2), (2, 0), (3, 3)]
+    assert longest[1] == longest[-1], "of the file that still holds key 2, rewritten twice"
+
+
 def test_a_run_that_is_overtaken_reads_again(
     grow: Callable[[str], None], lake: Lake, context_of: Contexts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
