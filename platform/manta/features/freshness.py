@@ -46,9 +46,8 @@ def _of(view: View, frame: pl.LazyFrame, store: OnlineStore, now: datetime) -> d
     chosen = pl.concat([newest[:MOST_KEYS], rest.sample(min(MOST_KEYS, rest.height), seed=0)])
     keys = keys_of(view, chosen)
     wanted = dict(zip(keys, chosen[asof.TS].to_list(), strict=True))
-    held: dict[bytes, int] = {}
-    for _, key, _name, _value, event in store.rows([view]).fetch([keys]):
-        held[key] = min(event, held.get(key, event))
+    (there,) = store.rows([view]).fetch([keys])
+    held = dict(zip(there.keys, there.oldest(), strict=True))
     edge = round((now.timestamp() - view.ttl_seconds) * SECOND)
     behind = sum(event // SECOND < (wanted[key] or 0) // SECOND for key, event in held.items())
     timed = view.time is not None

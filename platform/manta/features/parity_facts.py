@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import polars as pl
 
@@ -13,7 +14,8 @@ from manta.features.compiled import Service, View
 from manta.features.historical import side_of
 from manta.features.skew import SECOND, Facts, Values, typed
 from manta.features.stores import open_store_of
-from manta.features.wire import decode_value, item_type, key_encoder
+from manta.features.wire import item_type
+from manta.features.wire_columns import column_decoder, keys_encoder
 
 _ROW = "__row"
 
@@ -73,28 +75,21 @@ def _held(
     service: Service, view: View, keys: pl.DataFrame, height: int
 ) -> tuple[dict[str, Values], pl.Series]:
     """What the store holds of each feature, and the event time; of one written in parts, the oldest."""
-    encode = key_encoder([(key.join_key, key.type) for key in view.keys])
-    parts = keys.rows() if keys.width else [()] * height
-    encoded = [encode(part) for part in parts]
-    places: dict[bytes, list[int]] = {}
-    for place, key in enumerate(encoded):
-        if key is not None:
-            places.setdefault(key, []).append(place)
-    columns: dict[str, list[object]] = {feature.name: [None] * height for feature in view.features}
-    events: list[int | None] = [None] * height
+    encode = keys_encoder([(key.join_key, key.type) for key in view.keys])
+    encoded = encode([column.to_list() for column in keys.get_columns()], height)
     with closing(open_store_of(service.store)) as store:
-        rows = list(store.rows([view]).fetch([list(places)]))
-    for _, key, name, value, micros in rows:
-        if name not in columns:
-            continue
-        decoded = decode_value(value)
-        for place in places[key]:
-            columns[name][place] = decoded
-            before = events[place]
-            events[place] = micros if before is None else min(before, micros)
-    kinds = {feature.name: feature.type for feature in view.features}
-    held = {name: typed(values, kinds[name]) for name, values in columns.items()}
-    return held, pl.Series(events, dtype=pl.Int64)
+        (there,) = store.rows([view]).fetch([[key for key in dict.fromkeys(encoded) if key is not None]])
+    places: dict[bytes | None, int] = {key: place for place, key in enumerate(there.keys)}
+    found = [places.get(key) for key in encoded]
+
+    def each(column: Sequence[Any]) -> list[Any]:
+        return [None if place is None else column[place] for place in found]
+
+    held = {
+        feature.name: typed(each(column_decoder(feature.type)(column)[0]), feature.type)
+        for feature, column in zip(view.features, there.values, strict=True)
+    }
+    return held, pl.Series(each(there.oldest()), dtype=pl.Int64)
 
 
 def _late(

@@ -208,8 +208,9 @@ _ITEMS: dict[str, Callable[[Sequence[Any]], bytes]] = {
 }
 
 
-def decode_value(data: bytes) -> Any:
-    """The Python value of a `feast.types.Value`; None for a missing one. Times are aware, in UTC.
+def decode_value(data: bytes | None) -> Any:
+    """The Python value of a `feast.types.Value`; None for a missing one, or none at all. Times are aware, in
+    UTC.
 
     Raises:
         ValueError: a kind of value that manta does not read.

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 
 from manta.errors import FeaturesUnavailable
 from manta.features.compiled import Feature, Key, View
-from manta.features.stores import OnlineStore, kinds, open_store_of
+from manta.features.stores import Held, OnlineStore, kinds, open_store_of
 from manta.features.wire import decode_value, key_encoder
 from tests.soak.parts import RedisServer
 
@@ -82,9 +82,24 @@ def held(store: OnlineStore, *keys: tuple[int, str], view: View = VIEW) -> dict[
     """Key → (score, event time) of those that are there."""
     encode = key_encoder([(key.join_key, key.type) for key in view.keys])
     by = {encode(key) or b"": key for key in keys}
-    rows = store.rows([view]).fetch([list(by)])
-    assert sorted(rows) == sorted(asyncio.run(store.rows([view]).fetch_async([list(by)])))  # type: ignore[arg-type]
+    rows = cells([view], store.rows([view]).fetch([list(by)]))
+    assert rows == cells([view], asyncio.run(store.rows([view]).fetch_async([list(by)])))
     return {by[key]: (decode_value(value), event) for _, key, name, value, event in rows if name == "score"}
+
+
+def cells(views: Sequence[View], held: Sequence[Held]) -> list[tuple[int, bytes, str, bytes, int]]:
+    """What is held, as (which view, key, feature, value, event time), sorted."""
+    found = []
+    for place, (view, (keys, values, events)) in enumerate(zip(views, held, strict=True)):
+        assert len(set(keys)) == len(keys)
+        times = events if len(events) > 1 else events * len(view.features)
+        for feature, column, of in zip(view.features, values, times, strict=True):
+            for key, value, event in zip(keys, column, of, strict=True):
+                if value is not None:
+                    assert event is not None
+                    found.append((place, key, feature.name, value, event))
+        assert {key for at, key, *_ in found if at == place} == set(keys)
+    return sorted(found)
 
 
 def test_each_kind_is_a_module() -> None:
@@ -146,10 +161,48 @@ def test_a_view_without_entities_and_many_views_at_once(store: OnlineStore) -> N
         [],
         [key_encoder([("user", "int64"), ("city", "string")])([1, "a"]) or b""],
     ]
-    rows = sorted(store.rows([world, VIEW, VIEW]).fetch(keys))
+    views = [world, VIEW, VIEW]
+    rows = cells(views, store.rows(views).fetch(keys))
+    assert rows == cells(views, asyncio.run(store.rows(views).fetch_async(keys)))
     assert [(place, name) for place, _, name, _, _ in rows] == [
         (p, n) for p in (0, 2) for n in ("name", "score")
     ]
+
+
+@every_store
+def test_many_keys_of_which_some_hold_a_part_or_nothing(store: OnlineStore, online_kind: str) -> None:
+    """Written in parts at different times (SQLite and PostgreSQL keep a time for each feature), with features
+    that are of the view but not asked for, held without a value, and more keys than are asked at once."""
+    chance = random.Random(7)
+    third = Feature("third", "float64", "third")
+    wide = View(**{**vars(VIEW), "features": (*VIEW.features, third)})
+    names = [feature.name for feature in wide.features]
+    users = list(range(1300))
+    encode = key_encoder([("user", "int64"), ("city", "string")])
+    keys = {user: encode([user, "a"]) or b"" for user in users}
+    held: dict[tuple[bytes, str], tuple[Any, int]] = {}
+    for step in range(6):
+        at = NOW + step * 1_000_000
+        part = names if online_kind == "redis" else chance.sample(names, chance.randint(1, 3))
+        some = chance.sample(users, 900 if step == 0 else 300)
+        score = [None if user % 5 == 0 else float(user + step) for user in some]
+        rows = frame(*((user, "a", at, None, value) for user, value in zip(some, score, strict=True)))
+        rows = rows.with_columns(third=pl.col("score") * 2)
+        features = tuple(feature for feature in wide.features if feature.name in part)
+        store.write(View(**{**vars(wide), "features": features}), rows)
+        for row in rows.iter_rows(named=True):
+            held |= {(keys[row["__key_0"]], name): (row[name], at) for name in part}
+    never = Feature("never", "int64", "never")
+    for features in (wide.features, VIEW.features, (third,), (never, third), (never,)):
+        asked = View(**{**vars(wide), "features": features})
+        for column in ([*keys.values(), b"nothing"], [keys[3]], [keys[5]], [b"nothing"], []):
+            of = {feature.name for feature in asked.features}
+            expected = {cell: value for cell, value in held.items() if cell[0] in column and cell[1] in of}
+            views = [asked, VIEW]
+            found = store.rows(views).fetch([column, []])
+            got = {(key, name): (decode_value(value), at) for _, key, name, value, at in cells(views, found)}
+            assert got == expected
+            assert cells([asked], store.rows([asked]).fetch([column])) == cells(views, found)
 
 
 @every_store
@@ -239,13 +292,16 @@ def test_after_the_store_was_away_the_next_question_is_answered(
     asked = [[key_encoder([("user", "int64"), ("city", "string")])([1, "a"]) or b""]]
 
     async def many() -> list[int]:
-        counts = [len(each) for each in await asyncio.gather(*(rows.fetch_async(asked) for _ in range(5)))]
+        counts = [len(cells([VIEW], each)) for each in await asyncio.gather(*map(ask, range(5)))]
         cut()
-        return counts + [len(list(await rows.fetch_async(asked))) for _ in range(3)]
+        return counts + [len(cells([VIEW], await ask(0))) for _ in range(3)]
 
-    assert len(list(rows.fetch(asked))) == 2
+    def ask(_: int) -> Any:
+        return rows.fetch_async(asked)
+
+    assert len(cells([VIEW], rows.fetch(asked))) == 2
     cut()
-    assert len(list(rows.fetch(asked))) == 2
+    assert len(cells([VIEW], rows.fetch(asked))) == 2
     assert asyncio.run(many()) == [2] * 8
     cut()
     store.write(VIEW, frame((1, "a", NOW + 1_000_000, None, 2.0)))
@@ -253,8 +309,8 @@ def test_after_the_store_was_away_the_next_question_is_answered(
 
 
 @every_store
-def test_readers_in_threads_find_whole_rows_while_it_is_written(store: OnlineStore) -> None:
-    users = list(range(200))
+def test_readers_in_threads_find_whole_rows_while_it_is_written(store: OnlineStore, online_kind: str) -> None:
+    users = list(range(700))
     store.write(VIEW, frame(*((user, "a", NOW, None, 0.0) for user in users)), whole=True)
     rows, stop = store.rows([VIEW]), threading.Event()
     encode = key_encoder([("user", "int64"), ("city", "string")])
@@ -265,13 +321,15 @@ def test_readers_in_threads_find_whole_rows_while_it_is_written(store: OnlineSto
         last = dict.fromkeys(asked[0], 0.0)
         while not stop.is_set():
             by: dict[bytes, dict[str, Any]] = {}
-            for _, key, name, value, _ in rows.fetch(asked):
+            for _, key, name, value, _ in cells([VIEW], rows.fetch(asked)):
                 by.setdefault(key, {})[name] = decode_value(value)
             for key in asked[0]:
                 score, name = by[key]["score"], by[key]["name"]
                 if name != str(score) or score < last[key]:
                     wrong.append((score, name, last[key]))
                 last[key] = score
+            if online_kind != "redis" and len(set(last.values())) > 1:  # each write is one transaction
+                wrong.append(set(last.values()))
 
     readers = [threading.Thread(target=look) for _ in range(2)]
     for reader in readers:

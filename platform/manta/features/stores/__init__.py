@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from manta.errors import FeaturesUnavailable
 from manta.features.compiled import View
@@ -17,22 +17,38 @@ from manta.features.compiled import View
 if TYPE_CHECKING:
     import polars as pl
 
-Row = tuple[int, bytes, str, bytes, int]
-"""Which of the views asked, entity key, feature, value, event time in microseconds since 1970 UTC."""
+
+class Held(NamedTuple):
+    """What is held of one view, by column: ``keys``, those asked for under which some feature is held, each
+    once and in any order; ``values``, for each of the view's features a column of one value per key, in
+    Feast's bytes (none at all: held without a value; None: not held); ``events``, when those happened, in
+    microseconds since 1970 UTC: one column, of a time per key, when all that is held under each key is of one
+    time, and else one for each feature, None where it is not held.
+    """
+
+    keys: Sequence[bytes]
+    values: Sequence[Sequence[bytes | None]]
+    events: Sequence[Sequence[int | None]]
+
+    def oldest(self) -> list[int]:
+        """The oldest event time of what is held under each key."""
+        return [
+            min(event for event in events if event is not None) for events in zip(*self.events, strict=True)
+        ]
 
 
 class Rows(Protocol):
     """What is online of some views, as a reader uses it, from any number of threads."""
 
-    def fetch(self, keys: Sequence[Sequence[bytes]]) -> Iterable[Row]:
-        """What is held under those keys of each view, in any order.
+    def fetch(self, keys: Sequence[Sequence[bytes]]) -> list[Held]:
+        """What is held of each view, under the keys asked of it; no key is asked for twice.
 
         Raises:
             FeaturesUnavailable: the store cannot be read; the next call tries again.
         """
         ...
 
-    async def fetch_async(self, keys: Sequence[Sequence[bytes]]) -> Iterable[Row]:
+    async def fetch_async(self, keys: Sequence[Sequence[bytes]]) -> list[Held]:
         """As :meth:`fetch`, without keeping the event loop from other work while the store answers."""
         ...
 

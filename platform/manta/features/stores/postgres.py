@@ -15,12 +15,15 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from manta.definitions.sources import driver
 from manta.errors import FeaturesUnavailable, SettingsInvalid
 from manta.features.compiled import View
-from manta.features.stores import Row
+from manta.features.stores import Held
+from manta.features.stores._held import held_of, place_of
 from manta.secrets import redactor, resolve
 from manta.words import quoted
 
@@ -33,7 +36,7 @@ KEYS_PER_PART = 20_000
 TIMEOUT_SECONDS = 5
 YEAR_2000 = 946_684_800_000_000  # PostgreSQL counts microseconds from there
 _BYTEA, _BYTEA_ARRAY = 17, 1001
-_U16, _I32, _I64 = struct.Struct("!H"), struct.Struct("!i"), struct.Struct("!q")
+_U16, _I32 = struct.Struct("!H"), struct.Struct("!i")
 _NULL = _I32.pack(-1)
 _CONNECTION = ("host", "port", "user", "password", "sslmode", "keepalives_idle")
 _FILES = {"sslkey_path": "sslkey", "sslcert_path": "sslcert", "sslrootcert_path": "sslrootcert"}
@@ -107,17 +110,42 @@ class PostgresRows:
 
     def __init__(self, link: Link, views: Sequence[View]) -> None:
         self._link = link
+        self._places = [{name.encode(): at for name, at in place_of(view).items()} for view in views]
+        # Of several views, a fifth column says of which a row is.
+        which = [f", {place}::int2" if len(views) > 1 else "" for place in range(len(views))]
         self._query = " UNION ALL ".join(
-            f"SELECT {place}::int2, entity_key, feature_name, value, event_ts FROM {quoted(view.table)} "
+            f"SELECT entity_key, feature_name, coalesce(value, ''), event_ts{which[place]} "
+            f"FROM {quoted(view.table)} "
             f"WHERE entity_key = ANY(${place + 1}) AND feature_name IN ({_names(view)})"
             for place, view in enumerate(views)
         )
+        self._local = threading.local()
 
-    def fetch(self, keys: Sequence[Sequence[bytes]]) -> list[Row]:
-        return _rows(self._link.ask(self._query, [_array(column) for column in keys]))
+    def fetch(self, keys: Sequence[Sequence[bytes]]) -> list[Held]:
+        return self._held(self._link.ask(self._query, [_array(column) for column in keys]))
 
-    async def fetch_async(self, keys: Sequence[Sequence[bytes]]) -> list[Row]:
-        return _rows(await self._link.ask_async(self._query, list(map(list, keys))))
+    async def fetch_async(self, keys: Sequence[Sequence[bytes]]) -> list[Held]:
+        return self._held(await self._link.ask_async(self._query, list(map(list, keys))))
+
+    def _held(self, result: Any) -> list[Held]:
+        rows = self._cells(result)
+        if len(self._places) == 1:
+            return [held_of(list(chain.from_iterable(rows)), 4, self._places[0], _micros)]
+        cells: list[list[bytes]] = [[] for _ in self._places]
+        for place, some in groupby(rows, itemgetter(4)):
+            cells[_U16.unpack(place)[0]].extend(chain.from_iterable(some))
+        return [held_of(each, 5, places, _micros) for each, places in zip(cells, self._places, strict=True)]
+
+    def _cells(self, result: Any) -> list[tuple[bytes, ...]]:
+        """The rows of a result, each cell in PostgreSQL's own bytes: the C half of psycopg takes them all at
+        once, where a call for each would take longer than the query."""
+        loader = getattr(self._local, "loader", None)
+        if loader is None:
+            loader = self._local.loader = psycopg.adapt.Transformer()
+            loader.set_loader_types([_BYTEA] * (4 if len(self._places) == 1 else 5), psycopg.pq.Format.BINARY)
+        loader.set_pgresult(result, set_loaders=False)
+        rows: list[tuple[bytes, ...]] = loader.load_rows(0, result.ntuples, tuple)
+        return rows
 
 
 class Link:
@@ -254,23 +282,8 @@ class Link:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def _rows(result: Any) -> list[Row]:
-    get, names = result.get_value, _Names()
-    return [
-        (
-            _U16.unpack(get(i, 0))[0],
-            get(i, 1),
-            names[get(i, 2)],
-            get(i, 3) or b"",
-            _I64.unpack(get(i, 4))[0] + YEAR_2000,
-        )
-        for i in range(result.ntuples)
-    ]
-
-
-class _Names(dict[bytes, str]):
-    def __missing__(self, name: bytes) -> str:
-        return self.setdefault(name, name.decode())
+def _micros(instants: Sequence[bytes]) -> list[int]:
+    return [at + YEAR_2000 for at in struct.unpack(f"!{len(instants)}q", b"".join(instants))]
 
 
 def _array(keys: Sequence[bytes]) -> bytes:

@@ -28,7 +28,7 @@ import mmh3
 from manta.definitions.sources import driver
 from manta.errors import FeaturesUnavailable
 from manta.features.compiled import View
-from manta.features.stores import Row
+from manta.features.stores import Held
 from manta.features.wire import DUMMY_KEY, NUMBER
 from manta.secrets import redactor, resolve
 
@@ -172,45 +172,65 @@ class RedisRows:
 
     def __init__(self, link: Link, project: str, views: Sequence[View]) -> None:
         self._link = link
-        self._suffix = project.encode()
-        self._names = [[feature.name for feature in view.features] for view in views]
-        self._asked = []
-        for view in views:
-            fields = [_bulk(field) for field in _fields(project, view)]
-            self._asked.append((b"*%d\r\n$5\r\nHMGET\r\n" % (len(fields) + 2), b"".join(fields)))
+        self._asked = [_Asked(project, view) for view in views]
 
-    def fetch(self, keys: Sequence[Sequence[bytes]]) -> list[Row]:
-        found: list[Row] = []
-        for some, commands in self._commands(keys):
-            found += self._rows(some, self._link.ask(commands))
-        return found
+    def fetch(self, keys: Sequence[Sequence[bytes]]) -> list[Held]:
+        answers: list[Any] = []
+        for commands in self._commands(keys):
+            answers += self._link.ask(commands)
+        return self._held(keys, answers)
 
-    async def fetch_async(self, keys: Sequence[Sequence[bytes]]) -> list[Row]:
-        found: list[Row] = []
-        for some, commands in self._commands(keys):
-            found += self._rows(some, await self._link.ask_async(commands))
-        return found
+    async def fetch_async(self, keys: Sequence[Sequence[bytes]]) -> list[Held]:
+        answers: list[Any] = []
+        for commands in self._commands(keys):
+            answers += await self._link.ask_async(commands)
+        return self._held(keys, answers)
 
-    def _commands(self, keys: Sequence[Sequence[bytes]]) -> Iterator[tuple[list[Any], list[bytes]]]:
-        each = [(place, key) for place, column in enumerate(keys) for key in column]
+    def _commands(self, keys: Sequence[Sequence[bytes]]) -> Iterator[list[bytes]]:
+        each = [
+            command
+            for asked, column in zip(self._asked, keys, strict=True)
+            for command in asked.commands(column)
+        ]
         for start in range(0, len(each), KEYS_AT_ONCE):
-            some = each[start : start + KEYS_AT_ONCE]
-            commands = []
-            for place, key in some:
-                head, tail = self._asked[place]
-                commands.append(
-                    b"%b$%d\r\n%b%b\r\n%b" % (head, len(key) + len(self._suffix), key, self._suffix, tail)
-                )
-            yield some, commands
+            yield each[start : start + KEYS_AT_ONCE]
 
-    def _rows(self, asked: list[Any], answers: list[Any]) -> Iterator[Row]:
-        for (place, key), answer in zip(asked, answers, strict=True):
-            if answer[-1] is None:
-                continue
-            event = _micros(answer[-1])
-            for name, value in zip(self._names[place], answer, strict=False):
-                if value is not None:
-                    yield place, key, name, value, event
+    def _held(self, keys: Sequence[Sequence[bytes]], answers: list[Any]) -> list[Held]:
+        """``answers``: for each key, the values of its view's features and the event time, or None for what
+        is not there."""
+        found, start = [], 0
+        for asked, column in zip(self._asked, keys, strict=True):
+            found.append(_held(column, answers[start : start + len(column)], asked.features))
+            start += len(column)
+        return found
+
+
+class _Asked:
+    """How a view is asked for. ``features``: how many it has."""
+
+    def __init__(self, project: str, view: View) -> None:
+        fields = _fields(project, view)
+        self.features = len(view.features)
+        self._start = b"*%d\r\n$5\r\nHMGET\r\n" % (len(fields) + 2)
+        self._end = project.encode() + b"\r\n" + b"".join([_bulk(field) for field in fields])
+        self._suffix = len(project.encode())
+        self._heads: dict[int, bytes] = {}
+
+    def commands(self, keys: Sequence[bytes]) -> list[bytes]:
+        heads, end = self._heads, self._end
+        for size in {len(key) for key in keys} - heads.keys():
+            heads[size] = self._start + b"$%d\r\n" % (size + self._suffix)
+        return [heads[len(key)] + key + end for key in keys]
+
+
+def _held(keys: Sequence[bytes], answers: list[list[bytes | None]], features: int) -> Held:
+    columns = list(zip(*answers, strict=True)) or [()] * (features + 1)
+    if None in columns[-1] or None in columns[0]:  # some may be nothing at all: without a time, or a value
+        there = [at for at, row in enumerate(answers) if row[-1] is not None and row.count(None) < features]
+        if len(there) < len(keys):
+            return _held([keys[at] for at in there], [answers[at] for at in there], features)
+    *values, stamps = columns
+    return Held(keys, values, [[_micros(stamp) for stamp in stamps]])
 
 
 class Link:
@@ -236,7 +256,7 @@ class Link:
         for again in (True, False):
             try:
                 connection = self._connection()
-                connection.send_packed_command(commands, check_health=False)
+                connection.send_packed_command([b"".join(commands)], check_health=False)
                 count = answers or len(commands)
                 return [connection.read_response(disable_decoding=True) for _ in range(count)]
             except (redis.RedisError, OSError) as error:
@@ -253,7 +273,7 @@ class Link:
                 if connection is None:
                     connection = self._make("redis.asyncio")
                     await connection.connect()
-                await connection.send_packed_command(commands, check_health=False)
+                await connection.send_packed_command([b"".join(commands)], check_health=False)
                 answers = [await connection.read_response(disable_decoding=True) for _ in commands]
                 free.append(connection)
                 return answers

@@ -15,12 +15,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manta.errors import FeaturesUnavailable
 from manta.features.compiled import View
-from manta.features.stores import Row
+from manta.features.stores import Held
+from manta.features.stores._held import held_of, place_of
 from manta.words import quoted
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
 KEYS_PER_QUERY = 512
 KEYS_PER_BATCH = 20_000
-MOST_VARIABLES = 30_000  # SQLite takes 32,766 in one statement
 BUSY_SECONDS = 30.0
 
 
@@ -44,7 +45,7 @@ class SqliteStore:
         self.path = path
 
     def rows(self, views: Sequence[View]) -> SqliteRows:
-        return SqliteRows(self.path, [view.table for view in views])
+        return SqliteRows(self.path, views)
 
     def write(self, view: View, rows: pl.DataFrame, *, whole: bool = False) -> int:
         """In one transaction: a failure leaves the view as it was."""
@@ -69,59 +70,67 @@ class SqliteStore:
 class SqliteRows:
     """Reads rows, from any number of threads. The file is opened when first read, and kept open."""
 
-    def __init__(self, path: str, tables: Sequence[str]) -> None:
+    def __init__(self, path: str, views: Sequence[View]) -> None:
         self.path = path
-        self._tables = tables
-        self._keys = min(KEYS_PER_QUERY, MOST_VARIABLES // max(1, 2 * len(tables)))
-        self._query = lru_cache(128)(self._compose)
+        self._views = [(quoted(view.table), place_of(view)) for view in views]
+        self._query = lru_cache(128)(_query)
         self._local = threading.local()
 
-    def fetch(self, keys: Sequence[Sequence[bytes]]) -> list[Row]:
-        """Of up to 512 keys, all is read at one instant.
+    def fetch(self, keys: Sequence[Sequence[bytes]]) -> list[Held]:
+        """All is read at one instant.
 
         Raises:
             FeaturesUnavailable: the store, or a table, is not there.
         """
-        found: list[Row] = []
         try:
-            for start in range(0, max(map(len, keys), default=0), self._keys):
-                some = [column[start : start + self._keys] for column in keys]
-                # Padded with nulls, which match nothing, to powers of two: few statements to prepare.
-                sizes = tuple([1 << (len(column) - 1).bit_length() if column else 1 for column in some])
-                padded = [
-                    key
-                    for column, size in zip(some, sizes, strict=True)
-                    for key in (*column, *(None,) * (size - len(column)))
-                ]
-                found += self._connection().execute(self._query(sizes), padded)
+            read = self._read(keys)
         except sqlite3.Error as error:
             raise FeaturesUnavailable(
                 f"the online store {self.path} cannot be read: {error}",
                 hint="materialize the features: `manta run` with the name of their Materialize",
             ) from error
-        if _LOCAL_IS_UTC:
-            return found
-        return [(*row[:4], 1_000_000 * seconds_utc(row[4] // 1_000_000)) for row in found]
+        return [
+            held_of(cells, 4, places, _micros) for cells, (_, places) in zip(read, self._views, strict=True)
+        ]
 
-    async def fetch_async(self, keys: Sequence[Sequence[bytes]]) -> list[Row]:
+    async def fetch_async(self, keys: Sequence[Sequence[bytes]]) -> list[Held]:
         """In this thread: a file's pages are in memory, and another thread would take longer to wake."""
         return self.fetch(keys)
 
-    def _compose(self, sizes: tuple[int, ...]) -> str:
-        """One statement for all tables, each asked for that many keys."""
-        return " UNION ALL ".join(
-            f"SELECT {place}, entity_key, feature_name, value, event_ts * 1000000 FROM {quoted(table)} "
-            f"WHERE entity_key IN ({','.join('?' * size)})"
-            for place, (table, size) in enumerate(zip(self._tables, sizes, strict=True))
-        )
+    def _read(self, keys: Sequence[Sequence[bytes]]) -> list[list[Any]]:
+        """The rows of each view, cell by cell."""
+        connection, found = self._connection(), []
+        if len(keys) > 1 or len(keys[0]) > KEYS_PER_QUERY:
+            connection.execute("BEGIN")  # or each statement would see its own instant
+        try:
+            for (table, _), column in zip(self._views, keys, strict=True):
+                cells: list[Any] = []
+                for start in range(0, len(column), KEYS_PER_QUERY):
+                    some = column[start : start + KEYS_PER_QUERY]
+                    # Padded with nulls, which match nothing, to powers of two: few statements to prepare.
+                    size = 1 << (len(some) - 1).bit_length()
+                    asked = (*some, *(None,) * (size - len(some)))
+                    cells.extend(chain.from_iterable(connection.execute(self._query(table, size), asked)))
+                found.append(cells)
+        finally:
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+        return found
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             uri = f"{Path(self.path).absolute().as_uri()}?mode=ro"
-            connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)
+            connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
             self._local.connection = connection
         return connection
+
+
+def _query(table: str, keys: int) -> str:
+    return (
+        f"SELECT entity_key, feature_name, ifnull(value, x''), event_ts FROM {table} "
+        f"WHERE entity_key IN ({','.join('?' * keys)})"
+    )
 
 
 def _write(connection: sqlite3.Connection, view: View, rows: pl.DataFrame, whole: bool) -> int:
@@ -268,6 +277,12 @@ def seconds_kept(at: datetime) -> int:
 def seconds_utc(kept: int) -> int:
     """The instant that Feast reads from what it kept, in seconds since 1970 UTC."""
     return int(datetime.fromtimestamp(kept).replace(tzinfo=UTC).timestamp())
+
+
+def _micros(kept: Sequence[int]) -> list[int]:
+    if _LOCAL_IS_UTC:
+        return [1_000_000 * at for at in kept]
+    return [1_000_000 * seconds_utc(at) for at in kept]
 
 
 def _local_is_utc() -> bool:
