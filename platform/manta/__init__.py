@@ -29,6 +29,7 @@ _PUBLIC = {
     "Ingest": "manta.definitions",
     "Job": "manta.definitions",
     "Kafka": "manta.connectors.kafka",
+    "LightGBM": "manta.definitions",
     "Lookup": "manta.definitions",
     "MantaError": "manta.errors",
     "Materialize": "manta.definitions",
@@ -39,10 +40,12 @@ _PUBLIC = {
     "RunContext": "manta.ledger.context",
     "Secret": "manta.secrets",
     "Settings": "manta.settings",
+    "Sklearn": "manta.definitions",
     "Sql": "manta.connectors.sql",
     "TimeSplit": "manta.definitions",
     "Torch": "manta.definitions",
     "Training": "manta.definitions",
+    "XGBoost": "manta.definitions",
     "connect": "manta.client",
 }
 

@@ -64,6 +64,49 @@ class Torch(Frozen):
     cpus_per_worker: float = Field(default=1.0, gt=0)
 
 
+class Sklearn(Frozen):
+    """A classifier of scikit-learn, fitted in one task.
+
+    Attributes:
+        cpus: that the task holds; estimators with ``n_jobs`` use as many as they are told.
+    """
+
+    kind: Literal["sklearn"] = "sklearn"
+    cpus: float = Field(default=1.0, gt=0)
+
+
+class XGBoost(Frozen):
+    """Gradient-boosted trees by XGBoost, in one task.
+
+    Attributes:
+        cpus: that the task holds, a thread each.
+    """
+
+    kind: Literal["xgboost"] = "xgboost"
+    cpus: float = Field(default=1.0, ge=1)
+
+
+class LightGBM(Frozen):
+    """Gradient-boosted trees by LightGBM, in one task.
+
+    Attributes:
+        cpus: that the task holds, a thread each.
+    """
+
+    kind: Literal["lightgbm"] = "lightgbm"
+    cpus: float = Field(default=1.0, ge=1)
+
+
+Trainer = Annotated[Torch | Sklearn | XGBoost | LightGBM, Field(discriminator="kind")]
+# What each needs of a training, and does without.
+_CODE: dict[str, tuple[str, ...]] = {
+    "torch": ("fn", "module"),
+    "sklearn": ("fn",),
+    "xgboost": (),
+    "lightgbm": (),
+}
+
+
 class AtLeast(Frozen):
     """The metric on the held-out rows must reach the bound."""
 
@@ -112,9 +155,17 @@ Gate = Annotated[AtLeast | AtMost | BeatsChampion | Parity, Field(discriminator=
 class Training(Runnable):
     """Trains a model and promotes it if it passes the gates.
 
-    ``fn(config: dict)`` is a plain Ray Train loop. ``config`` holds ``params`` and ``shape``: a dict with
-    ``categories``, the vocabulary size of each categorical feature (index 0 stands for unknown or missing),
-    and ``numbers``, the width of the numeric input. The shards ``train`` and ``validation``
+    The trainer says how. `Torch` takes ``fn`` and ``module``, `Sklearn` takes ``fn``; `XGBoost` and
+    `LightGBM` take neither: ``params`` are theirs (``rounds`` trees, 200 unless given, and
+    ``early_stopping_rounds``).
+
+    For `Sklearn`, ``fn(config: dict)`` returns a classifier, unfitted. ``config`` holds ``params`` and
+    ``shape``, as below. It is fitted to float32 [n, C + 2·D]: the categories' indices, by falling frequency,
+    and the numbers.
+
+    For `Torch`, ``fn(config: dict)`` is a plain Ray Train loop. ``config`` holds ``params`` and ``shape``: a
+    dict with ``categories``, the vocabulary size of each categorical feature (index 0 stands for unknown or
+    missing), and ``numbers``, the width of the numeric input. The shards ``train`` and ``validation``
     (``ray.train.get_dataset_shard``) have the columns ``categories`` int64[C], ``numbers`` float32[2·D]
     (standardised with the training rows' statistics, missing → 0, then D flags that say what was missing)
     and ``label`` float32. It reports metrics and, at least once, a checkpoint with ``model.pt``: the state
@@ -134,9 +185,9 @@ class Training(Runnable):
 
     kind: ClassVar[str] = "training"
     model: Name
-    fn: FunctionPath
-    module: FunctionPath
-    trainer: Torch = Torch()
+    fn: FunctionPath | None = None
+    module: FunctionPath | None = None
+    trainer: Trainer = Torch()
     examples: Examples
     features: str
     split: TimeSplit
@@ -151,6 +202,15 @@ class Training(Runnable):
         named: dict[str, Any] = {"name": fields.get("model")}
         super().__init__(**(named | fields))
 
+    @model_validator(mode="after")
+    def _code_is_what_the_trainer_takes(self) -> Training:
+        wanted = _CODE[self.trainer.kind]
+        for name in ("fn", "module"):
+            if (getattr(self, name) is not None) != (name in wanted):
+                takes = f"takes {' and '.join(wanted)}" if wanted else "takes neither fn nor module"
+                raise ValueError(f"the trainer {self.trainer.kind} {takes}")
+        return self
+
     def inputs(self) -> tuple[Ref, ...]:
         read = (Ref("dataset", self.examples.dataset), Ref("features", self.features))
         online = any(isinstance(gate, Parity) for gate in self.gates)
@@ -160,4 +220,4 @@ class Training(Runnable):
         return (Ref("model", self.model),)
 
     def code(self) -> tuple[str, ...]:
-        return (self.fn, self.module)
+        return tuple(path for path in (self.fn, self.module) if path is not None)

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from manta.definitions import load_function
+from manta.definitions import Torch, load_function
 from manta.errors import MantaError, TrainingInvalid, Unavailable
 from manta.training.encoder import Arrays
 from manta.training.loop import Dealt, Reports, run_loop
@@ -72,6 +72,10 @@ def fit(job: Job) -> TorchModel:
     return _load(job, checkpoint)
 
 
+def _how(job: Job) -> Torch:
+    return cast(Torch, job.training.trainer)
+
+
 def _run(job: Job) -> Path:
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -82,7 +86,7 @@ def _run(job: Job) -> Path:
     if len(ray.nodes()) == 1:
         # It watches for nodes that are about to go: a process that a single machine can spare.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    training = job.training
+    training, how = job.training, _how(job)
     folder = job.folder / job.run_key
     folder.mkdir(parents=True, exist_ok=True)
     resources = _resources(job)
@@ -96,12 +100,12 @@ def _run(job: Job) -> Path:
             "given": {"params": dict(job.params), "shape": job.shape},
         },
         datasets={
-            "train": _dataset(job.train, training.trainer.workers, np.random.default_rng(training.seed)),
-            "validation": _dataset(job.validation, training.trainer.workers, None),
+            "train": _dataset(job.train, how.workers, np.random.default_rng(training.seed)),
+            "validation": _dataset(job.validation, how.workers, None),
         },
         dataset_config=Dealt(),
         scaling_config=ScalingConfig(
-            num_workers=training.trainer.workers, use_gpu="GPU" in resources, resources_per_worker=resources
+            num_workers=how.workers, use_gpu="GPU" in resources, resources_per_worker=resources
         ),
         run_config=RunConfig(
             name=job.run_key,
@@ -200,7 +204,7 @@ def _resources(job: Job) -> dict[str, float]:
     """
     import ray
 
-    wanted = job.training.trainer
+    wanted = _how(job)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
     def fits(each: dict[str, float]) -> bool:
@@ -249,7 +253,7 @@ def _named(error: Exception, job: Job, resources: dict[str, float]) -> MantaErro
     if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
         free = {name: amount for name, amount in ray.available_resources().items() if name in resources}
         return Unavailable(
-            f"no room for {job.training.trainer.workers} workers with {_spelled(resources)} each: of the "
+            f"no room for {_how(job).workers} workers with {_spelled(resources)} each: of the "
             f"cluster only {_spelled(free) or 'nothing'} is free",
             hint="endpoints and other runs hold the rest: stop one (`manta stop ID`), or train with less",
         )
@@ -298,7 +302,7 @@ def _module(job: Job) -> torch.nn.Module:
 
     torch.manual_seed(job.training.seed)
     try:
-        module = load_function(job.training.module)(job.shape)
+        module = load_function(str(job.training.module))(job.shape)
     except Exception as error:
         raise TrainingInvalid(
             f"{job.training.module} cannot be built with shape {job.shape}: {type(error).__name__}: {error}",

@@ -1,0 +1,114 @@
+"""Ensembles of decision trees as ONNX graphs, exactly: a row ends in the leaf where the framework puts it.
+
+A framework that keeps thresholds in double precision compares float32 values with them. ONNX keeps float32
+thresholds; one rounded to the next number below sends every float32 value the same way, one rounded to the
+nearest does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from manta.models.tabular import wrapped
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Arrays of one length, an element for each node; node 0 is the root.
+
+    Attributes:
+        feature: what a node compares. threshold: with what; a row goes left where its value is at most that
+            (or less, see :func:`graph`).
+        left, right: the next node; -1 at leaves.
+        value: at leaves, what the tree adds.
+    """
+
+    feature: np.ndarray
+    threshold: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    value: np.ndarray
+
+
+def graph(
+    trees: Sequence[Tree],
+    shape: dict[str, Any],
+    *,
+    base: float = 0.0,
+    strict: bool = False,
+    of_probability: bool = False,
+) -> onnx.ModelProto:
+    """``categories`` int64 [n, C], ``numbers`` float32 [n, 2·D] → ``logits`` float32 [n]: ``base`` plus what
+    the trees add. Feature i of a tree is category i, and behind these the numbers.
+
+    Args:
+        strict: a row goes left only where its value is less than the threshold.
+        of_probability: what the trees add up to is a probability.
+    """
+    node = helper.make_node(
+        "TreeEnsembleRegressor",
+        ["x"],
+        ["sum"],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        base_values=[float(base)],
+        **_attributes(trees, strict),
+    )
+    width = len(shape["categories"]) + shape["numbers"]
+    inner = helper.make_graph(
+        [node],
+        "trees",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["n", 1])],
+    )
+    return wrapped(inner, shape, "sum", "probability" if of_probability else "margin")
+
+
+def _attributes(trees: Sequence[Tree], strict: bool) -> dict[str, Any]:
+    found: dict[str, list[Any]] = {name: [] for name in _ATTRIBUTES}
+    for number, tree in enumerate(trees):
+        leaf = tree.left < 0
+        nodes = len(leaf)
+        found["nodes_treeids"] += [number] * nodes
+        found["nodes_nodeids"] += range(nodes)
+        found["nodes_featureids"] += np.where(leaf, 0, tree.feature).tolist()
+        found["nodes_values"] += np.where(leaf, 0, _float32(tree.threshold, strict)).tolist()
+        modes = np.where(leaf, "LEAF", "BRANCH_LT" if strict else "BRANCH_LEQ")
+        found["nodes_modes"] += modes.tolist()
+        found["nodes_truenodeids"] += np.where(leaf, 0, tree.left).tolist()
+        found["nodes_falsenodeids"] += np.where(leaf, 0, tree.right).tolist()
+        found["target_treeids"] += [number] * int(leaf.sum())
+        found["target_nodeids"] += np.flatnonzero(leaf).tolist()
+        found["target_ids"] += [0] * int(leaf.sum())
+        found["target_weights"] += tree.value[leaf].astype(np.float32).tolist()
+    return found
+
+
+_ATTRIBUTES = (
+    "nodes_treeids",
+    "nodes_nodeids",
+    "nodes_featureids",
+    "nodes_values",
+    "nodes_modes",
+    "nodes_truenodeids",
+    "nodes_falsenodeids",
+    "target_treeids",
+    "target_nodeids",
+    "target_ids",
+    "target_weights",
+)
+
+
+def _float32(thresholds: np.ndarray, strict: bool) -> np.ndarray:
+    """So that a float32 value is on the same side of it."""
+    rounded = thresholds.astype(np.float32)
+    wide = rounded.astype(np.float64)
+    if strict:  # x < t: the next above
+        return np.where(wide < thresholds, np.nextafter(rounded, np.float32(np.inf)), rounded)
+    return np.where(wide > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)

@@ -1,0 +1,160 @@
+"""Gradient-boosted trees by LightGBM, in one task with all its CPUs.
+
+Every so many rounds the booster is kept, and an attempt after a kill goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from manta.definitions.sources import driver
+from manta.errors import TrainingInvalid
+from manta.models import trees
+from manta.training.encoder import Arrays
+from manta.training.trainers import Job, Part, _task
+
+if TYPE_CHECKING:
+    import onnx
+
+EXTRA = "lightgbm"
+MODEL, CHECKPOINT = "model.txt", "checkpoint.txt"
+ROUNDS = 200
+KEEP_EVERY = 25  # rounds
+_OURS = ("objective", "num_threads", "nthread", "n_jobs", "seed", "random_state", "num_class")
+
+
+def check(job: Job) -> None:
+    """Raises:
+    ExtraMissing: LightGBM is not installed.
+    TrainingInvalid: a parameter that the trainer sets itself.
+    """
+    driver("lightgbm", EXTRA)
+    taken = sorted(set(job.params) & set(_OURS))
+    if taken:
+        raise TrainingInvalid(
+            f"params name {', '.join(taken)}, which the trainer sets",
+            hint="LightGBM(cpus=…) and Training(seed=…) say as much; labels are 0 or 1",
+        )
+    _rounds(job.params)
+
+
+def fit(job: Job) -> LightGBMModel:
+    """Raises:
+    TrainingInvalid: LightGBM refused a parameter.
+    Unavailable: the process died every time.
+    """
+    content = _task.run(job, MODEL, train, _rounds(job.params))
+    return LightGBMModel(content, job.shape, _task.reports(job.folder / job.run_key))
+
+
+def train(work: _task.Work) -> bytes:
+    """In the task."""
+    import lightgbm
+
+    params = dict(work.params)
+    rounds, patience = _rounds(params), params.pop("early_stopping_rounds", None)
+    params.pop("rounds", None)
+    own = {"objective": "binary", "num_threads": work.threads, "seed": work.training.seed, "verbosity": -1}
+    given = {"deterministic": True, "force_col_wise": True, "metric": "binary_logloss", **params, **own}
+    before = None
+    if (kept := work.kept(CHECKPOINT)) is not None:
+        before = lightgbm.Booster(model_str=kept.decode())
+    done = before.num_trees() if before is not None else 0
+    work.reported(done)
+    train = lightgbm.Dataset(_task.matrix(work.train), work.train.labels, free_raw_data=False)
+    held = lightgbm.Dataset(
+        _task.matrix(work.validation), work.validation.labels, reference=train, free_raw_data=False
+    )
+    callbacks = [_reports(work, done)]
+    if patience is not None:
+        callbacks.append(lightgbm.early_stopping(int(patience), verbose=False))
+    booster = lightgbm.train(
+        given,
+        train,
+        rounds - done,
+        valid_sets=[train, held],
+        valid_names=["train", "validation"],
+        init_model=before,
+        callbacks=callbacks,
+    )
+    best = booster.best_iteration
+    return booster.model_to_string(num_iteration=best if best > 0 else None).encode()
+
+
+def _reports(work: _task.Work, before: int) -> Callable[[Any], None]:
+    def report(state: Any) -> None:
+        rounds = state.iteration + 1
+        if rounds % KEEP_EVERY == 0:
+            work.keep(CHECKPOINT, state.model.model_to_string().encode())
+        figures = {
+            f"{each[0]}_{each[1].removeprefix('binary_')}": each[2] for each in state.evaluation_result_list
+        }
+        work.report({"round": rounds, **figures})
+
+    return report
+
+
+def _rounds(params: Any) -> int:
+    rounds = params.get("rounds", ROUNDS)
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+        raise TrainingInvalid(f"rounds is {rounds!r}, not a number of trees", hint=f"rounds={ROUNDS}, say")
+    return rounds
+
+
+@dataclass
+class LightGBMModel:
+    """A booster. ``content``: in LightGBM's own text form."""
+
+    content: bytes
+    shape: dict[str, Any]
+    reports: list[dict[str, Any]]
+
+    def probabilities(self, arrays: Arrays) -> np.ndarray:
+        import lightgbm
+
+        rows = _task.matrix(Part(arrays, np.zeros(0, dtype=np.float32)))
+        answered = lightgbm.Booster(model_str=self.content.decode()).predict(rows)
+        return np.asarray(answered, dtype=np.float32)
+
+    def graph(self) -> onnx.ModelProto:
+        import lightgbm
+
+        told = lightgbm.Booster(model_str=self.content.decode()).dump_model()
+        if told.get("average_output"):
+            raise TrainingInvalid('boosting="rf" cannot be packaged', hint='boosting="gbdt" is the default')
+        return trees.graph([_tree(each["tree_structure"]) for each in told["tree_info"]], self.shape)
+
+    def files(self) -> dict[str, bytes]:
+        return {MODEL: self.content}
+
+
+def _tree(root: dict[str, Any]) -> trees.Tree:
+    nodes: list[dict[str, Any]] = []
+    children: list[tuple[int, int]] = []
+
+    def add(node: dict[str, Any]) -> int:
+        at = len(nodes)
+        nodes.append(node)
+        children.append((-1, -1))
+        if "left_child" in node:
+            if node["decision_type"] != "<=":
+                raise TrainingInvalid(
+                    "splits by sets of categories cannot be packaged",
+                    hint="leave out `categorical_feature`: categories come as indices by frequency",
+                )
+            children[at] = (add(node["left_child"]), add(node["right_child"]))
+        return at
+
+    add(root)
+    left, right = np.array(children, dtype=np.int64).T
+    return trees.Tree(
+        feature=np.array([node.get("split_feature", 0) for node in nodes], dtype=np.int64),
+        threshold=np.array([node.get("threshold", 0.0) for node in nodes], dtype=np.float64),
+        left=left,
+        right=right,
+        value=np.array([node.get("leaf_value", 0.0) for node in nodes], dtype=np.float64),
+    )
