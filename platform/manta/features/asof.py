@@ -13,20 +13,21 @@ Times are compared as microseconds since 1970 UTC; a naive time is UTC.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import polars as pl
 
 from manta.errors import DefinitionInvalid, InvalidInput
+from manta.features.asof_search import CREATED as CREATED
+from manta.features.asof_search import TS as TS
+from manta.features.asof_search import Asked
 from manta.features.wire import item_type
 
 ALWAYS = 0  # the event time of a row that is known from always: 1970
-TS, CREATED, WHEN = "__ts", "__created", "when"
 FEW = 100_000  # entity rows, of which only the own keys of a view are read
 Bounds = tuple[int | None, int | None]
 """The first and last time of the entity rows."""
-Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Side:
     ttl_seconds: float
     features: Mapping[str, tuple[str, str]]
 
+    @property
+    def join_columns(self) -> tuple[tuple[str, str], ...]:
+        """The join columns of the entity rows, and as what types they are read."""
+        return tuple((column, kind) for column, (_, kind) in self.keys.items())
+
 
 def join(
     entity: pl.DataFrame, time: str, sides: Sequence[Side], *, hide_late: bool = False
@@ -60,9 +66,17 @@ def join(
     """
     require_entity(entity.columns, time, sides)
     at = instants(entity, time)
-    order = at.arg_sort(nulls_last=False)
     bounds: Bounds = (at.min(), at.max())  # type: ignore[assignment]
-    return [_match(entity, side, order, at, bounds, hide_late) for side in sides]
+    alike = {side.join_columns: side for side in sides}
+    asked = {columns: Asked(entity_keys(entity, side), at) for columns, side in alike.items()}
+
+    def features(side: Side) -> pl.DataFrame:
+        rows = _rows_for(entity, side, bounds, hide_late)
+        return taken(asked[side.join_columns], side, rows, hide_late)
+
+    # Much of it is work for one core.
+    with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
+        return list(pool.map(features, sides))
 
 
 def newest(side: Side, until: int | None = None) -> pl.DataFrame:
@@ -70,7 +84,9 @@ def newest(side: Side, until: int | None = None) -> pl.DataFrame:
     null), :data:`TS` and :data:`CREATED` (microseconds), and the features. Rows later than ``until`` are left
     out."""
     inside = pl.lit(True) if until is None else pl.col(TS) <= until
-    ranked = collect(side, sorted_rows(side, _typed_rows(side, inside, known_only=False)))
+    by = [TS, CREATED] if side.created else [TS]
+    rows = _typed_rows(side, inside).sort(by, nulls_last=False, maintain_order=True)
+    ranked = collect(side, rows)
     keys = key_names(side)
     return ranked.unique(subset=keys, keep="last", maintain_order=True) if keys else ranked.tail(1)
 
@@ -160,21 +176,23 @@ def entity_keys(entity: pl.DataFrame, side: Side) -> pl.DataFrame:
     return entity.select(_entity_keys(entity, side))
 
 
-def typed(side: Side, bounds: Bounds, known_only: bool = False) -> pl.LazyFrame:
+def typed(side: Side, bounds: Bounds, hide_late: bool = False) -> pl.LazyFrame:
     """The rows of the side that can matter for entity rows between ``bounds``, in its order: `__key_0` …,
     :data:`TS` and :data:`CREATED`, and the features. Rows without a key or a time are left out, and with
-    ``known_only`` those without a created time.
+    ``hide_late`` those not known by then.
 
     Raises:
         DefinitionInvalid: the frame lacks a column, or holds one of another type.
     """
-    return _typed_rows(side, _inside(bounds, side.ttl_seconds), known_only and side.created is not None)
+    return _typed_rows(side, _inside(bounds, side.ttl_seconds, hide_late and side.created is not None))
 
 
-def sorted_rows(side: Side, rows: Frame) -> Frame:
-    """:func:`typed` rows, the worst candidate first; ties keep their order."""
-    by = [TS, CREATED] if side.created else [TS]
-    return rows.sort(by, nulls_last=False, maintain_order=True)
+def taken(asked: Asked, side: Side, rows: pl.DataFrame, hide_late: bool) -> pl.DataFrame:
+    """The features that each entity row gets of :func:`typed` rows, in the entity rows' order. Fast where the
+    rows are of one chunk."""
+    ttl, created = _micros(side.ttl_seconds), side.created is not None
+    found = asked.rows_of(rows, ttl, created=created, hide_late=hide_late)
+    return rows.select(side.features.keys())[found]
 
 
 def collect(side: Side, rows: pl.LazyFrame, streaming: bool = False) -> pl.DataFrame:
@@ -185,31 +203,6 @@ def collect(side: Side, rows: pl.LazyFrame, streaming: bool = False) -> pl.DataF
         return rows.collect(engine="streaming" if streaming else "auto")
     except pl.exceptions.InvalidOperationError as error:
         raise DefinitionInvalid(f"{side.label}: a value does not fit its declared type: {error}") from error
-
-
-def ranks(left: pl.DataFrame, ranked: pl.DataFrame, side: Side, hide_late: bool) -> pl.Series:
-    """Which of the ``ranked`` rows (:func:`sorted_rows`) each row of ``left`` gets; null where none is.
-
-    ``left`` has :data:`WHEN`, ascending with nulls first, and the keys.
-    """
-    keys = key_names(side)
-    # A row without a time is before everything, and so matches nothing.
-    left = left.with_columns(pl.col(WHEN).fill_null(-(2**62))).select(WHEN, *keys)
-    right = ranked.select(*keys, **{WHEN: TS}, rank=pl.int_range(pl.len(), dtype=pl.UInt32))
-    if hide_late and side.created:
-        # Known from max(event, created) on; of all that is known then, the greatest rank is wanted.
-        known = ranked.select(pl.max_horizontal(TS, CREATED).alias(WHEN))[WHEN]
-        right = right.with_columns(known).sort(WHEN, maintain_order=True)
-        best = pl.col("rank").cum_max()
-        right = right.with_columns(best.over(keys) if keys else best)
-    # Of rows that share a time, `backward` takes the last.
-    rank = left.join_asof(
-        right.set_sorted(WHEN), on=WHEN, by=keys or None, strategy="backward", check_sortedness=False
-    )["rank"]
-    if side.ttl_seconds:
-        age = left[WHEN] - ranked[TS].gather(rank)
-        rank = pl.select(pl.when(age <= _micros(side.ttl_seconds)).then(rank)).to_series()
-    return rank
 
 
 _POLARS: dict[str, pl.DataType] = {
@@ -237,39 +230,29 @@ _FITS: dict[str, Callable[[pl.DataType], bool]] = {
 # --- inside -------------------------------------------------------------------------------------------------
 
 
-def _match(
-    entity: pl.DataFrame, side: Side, order: pl.Series, at: pl.Series, bounds: Bounds, hide_late: bool
-) -> pl.DataFrame:
-    ranked = _ranked(side, bounds, hide_late, entity)
-    left = at.gather(order).to_frame(WHEN)
-    if side.keys:
-        left = left.hstack(entity_keys(entity, side)[order])
-    rank = ranks(left, ranked, side, hide_late)
-    rank = pl.DataFrame({"row": order, "rank": rank}).sort("row")["rank"]
-    return ranked.select(pl.col(name).gather(rank) for name in side.features)
-
-
-def _ranked(side: Side, bounds: Bounds, hide_late: bool, entity: pl.DataFrame | None = None) -> pl.DataFrame:
-    """:func:`typed`, :func:`sorted_rows`, collected. Of few entity rows, only their own keys are read: they
-    may be asked of a view far larger than memory."""
+def _rows_for(entity: pl.DataFrame, side: Side, bounds: Bounds, hide_late: bool) -> pl.DataFrame:
+    """:func:`typed`, collected. Of few entity rows, only their own keys are read: they may be asked of a view
+    far larger than memory."""
     rows = typed(side, bounds, hide_late)
-    if entity is not None and side.keys and entity.height <= FEW:
+    if side.keys and entity.height <= FEW:
         keys = entity_keys(entity, side).unique().lazy()
         rows = rows.join(keys, on=key_names(side), how="semi", maintain_order="left")
-        return sorted_rows(side, collect(side, rows, streaming=True))
-    return collect(side, sorted_rows(side, rows))
+        return collect(side, rows, streaming=True).rechunk()
+    return collect(side, rows).rechunk()
 
 
-def _inside(bounds: Bounds, ttl_seconds: float) -> pl.Expr:
+def _inside(bounds: Bounds, ttl_seconds: float, known: bool) -> pl.Expr:
     """What of a view can matter for entity rows between those times."""
     first, last = bounds
     if first is None or last is None:
         return pl.lit(False)
     inside = pl.col(TS) <= last
-    return inside & (pl.col(TS) >= first - _micros(ttl_seconds)) if ttl_seconds else inside
+    if ttl_seconds:
+        inside &= pl.col(TS) >= first - _micros(ttl_seconds)
+    return inside & (pl.col(CREATED) <= last) if known else inside
 
 
-def _typed_rows(side: Side, inside: pl.Expr, known_only: bool) -> pl.LazyFrame:
+def _typed_rows(side: Side, inside: pl.Expr) -> pl.LazyFrame:
     held = side.frame.collect_schema()
     wanted = [column for column, _ in (*side.keys.values(), *side.features.values())]
     require_columns(held.names(), [*wanted, *filter(None, (side.time, side.created))], side.label)
@@ -283,7 +266,7 @@ def _typed_rows(side: Side, inside: pl.Expr, known_only: bool) -> pl.LazyFrame:
     columns += [
         _typed(held, column, kind, side.label).alias(name) for name, (column, kind) in side.features.items()
     ]
-    there = [*key_names(side), TS, *([CREATED] if known_only else [])]
+    there = [*key_names(side), TS]
     return side.frame.select(columns).filter(inside, *(pl.col(name).is_not_null() for name in there))
 
 

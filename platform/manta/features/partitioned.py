@@ -32,9 +32,10 @@ import pyarrow as pa
 from manta.data.lake import Lake
 from manta.features import asof
 from manta.features.asof import Side
+from manta.features.asof_search import Asked
 
 SPILL = ".spill"  # the folder inside the lake
-ROW = "__row"
+ROW, WHEN = "__row", "when"
 _SPILL = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
@@ -145,7 +146,7 @@ class Joined:
         for number, group in enumerate(self.groups):
             keys = asof.entity_keys(entity, self.sides[group[0]])
             row = pl.select(_range(block * self.spool.block, entity.height)).to_series()
-            rows = keys.with_columns(row, at.alias(asof.WHEN))
+            rows = keys.with_columns(row, at.alias(WHEN))
             _write(self._files("rows", number, [block])[0], rows, self._partition(keys), self.partitions)
         return at.min(), at.max()  # type: ignore[return-value]
 
@@ -163,20 +164,19 @@ class Joined:
         number, partition = piece
         group = self.groups[number]
         rows = self._files("rows", number, self.spool.blocks)
-        left = pl.DataFrame(_read(rows, partition)).sort(asof.WHEN, nulls_last=False)
+        left = pl.DataFrame(_read(rows, partition))
+        asked = Asked(left.select(asof.key_names(self.sides[group[0]])), left[WHEN])
         got = left.select(ROW)
         for each in group:
             side = self.sides[each]
             starts = [start for view, start in self.slices if view == each]
             files = [self._files(f"view-{each}", start)[0] for start in starts]
             if not files:  # a view without rows: an empty frame of its columns
-                ranked = asof.collect(side, asof.typed(side, self.bounds, self.hide_late))
+                held = asof.collect(side, asof.typed(side, self.bounds, self.hide_late))
             else:
-                ranked = asof.sorted_rows(side, pl.DataFrame(_read(files, partition)))
-            rank = asof.ranks(left, ranked, side, self.hide_late)
-            got = got.hstack(
-                ranked.select(pl.col(name).gather(rank).alias(f"{each}:{name}") for name in side.features)
-            )
+                held = pl.DataFrame(_read(files, partition)).rechunk()
+            features = asof.taken(asked, side, held, self.hide_late)
+            got = got.hstack(features.rename({name: f"{each}:{name}" for name in features.columns}))
         block = got[ROW] // self.spool.block
         _write(self._files("match", number, [partition])[0], got, block, len(self.spool.blocks))
 
@@ -205,11 +205,10 @@ def join(
         InvalidInput, DefinitionInvalid: as `asof.join`.
     """
     asof.require_entity(rows.read(0).column_names, time, sides)
-    keyed: dict[tuple[Any, ...], list[int]] = {}
+    keyed: dict[tuple[tuple[str, str], ...], list[int]] = {}
     heights = {number: height_of(side.frame) for number, side in enumerate(sides) if side.keys}
     for number in heights:
-        keys = sides[number].keys
-        keyed.setdefault(tuple((column, kind) for column, (_, kind) in keys.items()), []).append(number)
+        keyed.setdefault(sides[number].join_columns, []).append(number)
     work = Joined(
         spool=rows,
         time=time,

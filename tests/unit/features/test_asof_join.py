@@ -33,11 +33,11 @@ def oracle(
     entity: list[dict[str, Any]],
     rows: list[dict[str, Any]],
     keys: list[str],
-    ttl: timedelta | None,
+    ttl: timedelta | int | None,
     created: bool,
     hide_late: bool,
 ) -> list[int | None]:
-    """Which row of the view each entity row gets."""
+    """Which row of the view each entity row gets. Times are instants, or all of them whole numbers."""
     answer = []
     for one in entity:
         best: tuple[Any, ...] | None = None
@@ -50,7 +50,7 @@ def oracle(
                 continue
             if created and hide_late and (row["c"] is None or row["c"] > one["at"]):
                 continue
-            written = (row["c"] is not None, row["c"] or EPOCH) if created else ()
+            written = (row["c"] is not None, row["c"]) if created else ()
             best = max(best, (row["t"], written, position)) if best else (row["t"], written, position)
         answer.append(best[-1] if best else None)
     return answer

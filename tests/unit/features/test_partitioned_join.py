@@ -74,25 +74,29 @@ def test_on_disk_equals_the_oracle(case: dict[str, Any], block: int) -> None:
 @given(cases())
 @example_settings(max_examples=EXAMPLES or 30, **DRAWN)
 def test_equals_the_asof_join_of_duckdb(case: dict[str, Any]) -> None:
-    """DuckDB takes one of several rows of a time, so the last of each is what it is given."""
-    case |= {"hide_late": False}
-    frame, side = held(case)
-    keys = case["keys"]
-    view = side.frame.collect()
+    frame, side = held(case | {"hide_late": False})
+    assert asof.join(frame, "at", [side])[0]["found"].to_list() == by_duckdb(frame, side)
+
+
+def by_duckdb(frame: pl.DataFrame, side: Side) -> list[int | None]:
+    """Which row of a view (`position`, at `t`, made at `c`) each row gets at its `at`.
+
+    DuckDB takes one of several rows of a time, so the last of each is what it is given.
+    """
+    keys, view = list(side.keys), side.frame.collect()
     view = view.with_columns(_utc(view, "t"), _utc(view, "c")).drop_nulls(["t"])
-    by = ["t", "c"] if case["created"] else ["t"]
+    by = ["t", "c"] if side.created else ["t"]
     view = view.sort(by, nulls_last=False, maintain_order=True).unique([*keys, "t"], keep="last")
     entity = frame.with_columns(_utc(frame, "at")).with_row_index("i")
     on = " and ".join([*(f"e.{key} = v.{key}" for key in keys), "e.at >= v.t"])
-    ttl = f"and v.t >= e.at - interval {case['ttl']} hour" if case["ttl"] else ""
+    ttl = f"and epoch_us(v.t) >= epoch_us(e.at) - {round(side.ttl_seconds * 1e6)}" if side.ttl_seconds else ""
     with duckdb.connect() as database:
         database.execute("set TimeZone='UTC'")
         database.register("entity", entity.to_arrow())
         database.register("view", view.to_arrow())
         asked = f"""select i, case when true {ttl} then v.position end from entity e
                     asof left join view v on {on} order by i"""
-        expected = [row[1] for row in database.execute(asked).fetchall()]
-    assert asof.join(frame, "at", [side])[0]["found"].to_list() == expected
+        return [row[1] for row in database.execute(asked).fetchall()]
 
 
 def _utc(frame: pl.DataFrame, name: str) -> pl.Expr:
