@@ -42,6 +42,7 @@ _PUBLIC = {
     "Settings": "manta.settings",
     "Sklearn": "manta.definitions",
     "Sql": "manta.connectors.sql",
+    "StreamFeatures": "manta.definitions",
     "TimeSplit": "manta.definitions",
     "Torch": "manta.definitions",
     "Training": "manta.definitions",

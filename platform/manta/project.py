@@ -20,7 +20,7 @@ import pathspec
 from pydantic import BaseModel, ConfigDict
 
 import manta
-from manta.definitions import Definition, FeatureRepo, Ingest, Ref, StaysUp, from_json
+from manta.definitions import Definition, FeatureRepo, Ingest, Ref, StaysUp, StreamFeatures, from_json
 from manta.errors import Conflict, DefinitionInvalid, InvalidInput, SourceUnreadable, from_problem
 from manta.settings import WORKER_VARIABLE, Settings
 
@@ -66,6 +66,8 @@ class Project(BaseModel):
     def inputs(self, definition: Definition) -> tuple[Ref, ...]:
         """What a run of it reads, with the datasets that stand behind a feature service."""
         refs = list(definition.inputs())
+        if isinstance(definition, StreamFeatures):
+            return tuple(refs)  # it makes one of them, and reads none
         repo = next((d for d, _ in self._parsed() if isinstance(d, FeatureRepo)), None)
         for ref in definition.inputs():
             if ref.kind == "features" and repo is not None:
@@ -96,6 +98,7 @@ def load(settings: Settings) -> tuple[Project, bytes]:
     described = tuple(Described(**each) for each in answer["definitions"])
     project = Project(name=settings.project, package=package, described=described)
     _check_references(project)
+    _check_streams(project)
     return project.model_copy(update={"sources": _observe(project, root)}), content
 
 
@@ -299,6 +302,19 @@ def _check_references(project: Project) -> None:
                     f"{name!r} reads {ref}, which nothing in the project produces",
                     hint=f"{ref.kind} there is: {', '.join(known) or 'none'}",
                 )
+
+
+def _check_streams(project: Project) -> None:
+    """Raises:
+    DefinitionInvalid: what a stream writes online is not read from its dataset, or would be taken away.
+    """
+    jobs = [job for job, _ in project.jobs().values()]
+    views = {view.name: view for job in jobs if isinstance(job, FeatureRepo) for view in job.views}
+    services = {name: of for job in jobs if isinstance(job, FeatureRepo) for name, of in job.services.items()}
+    for job in jobs:
+        if isinstance(job, StreamFeatures):
+            found = [views[name] for name in services.get(job.features, ()) if name in views]
+            job.require({view.name: view.pushed for view in found if view.dataset == job.dataset})
 
 
 def _observe(project: Project, root: Path) -> dict[str, str]:

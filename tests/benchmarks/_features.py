@@ -38,9 +38,10 @@ batch_engine: ENGINE
 materialization: {pull_latest_features: true, online_write_batch_size: 10000}
 entity_key_serialization_version: 3
 """
+SOURCE = 'DatasetSource(name="stats", dataset="stats", timestamp_field="at")'
 VIEWS = """
 from datetime import timedelta
-from feast import Entity, FeatureService, FeatureView, Field, ValueType
+from feast import Entity, FeatureService, FeatureView, Field, PushSource, ValueType
 from feast.types import Float64, Int64
 from manta.features import DatasetSource
 
@@ -67,10 +68,16 @@ class Repository:
 
 @contextmanager
 def repository(
-    kind: str, frame: pl.DataFrame, features: int, *, engine: str = "local", append: str = "no"
+    kind: str,
+    frame: pl.DataFrame,
+    features: int,
+    *,
+    engine: str = "local",
+    append: str = "no",
+    pushed: bool = False,
 ) -> Iterator[Repository]:
     """A repository on a store of its own, with those rows in its dataset and nothing online. ``append``:
-    whether Redis writes to disk."""
+    whether Redis writes to disk; ``pushed``: whether the view is pushed to."""
     folder = Path(tempfile.mkdtemp(prefix="fb", dir=os.environ.get("MANTA_BENCH_FOLDER", "/tmp")))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -83,7 +90,8 @@ def repository(
         online, server = _online(kind, folder, stack, append)
         text = STORE.replace("ONLINE", online).replace("ENGINE", engine)
         (folder / "features/feature_store.yaml").write_text(text)
-        (folder / "features/views.py").write_text(VIEWS.replace("FEATURES", str(features)))
+        views = VIEWS.replace(SOURCE, f'PushSource(name="push", batch_source={SOURCE})') if pushed else VIEWS
+        (folder / "features/views.py").write_text(views.replace("FEATURES", str(features)))
         settings = Settings(project="bench", root=folder, home=folder / ".manta")._resolved()
         version = Lake(settings.datasets).replace("stats", frame, run_key="bench")
         manifest = read_manifest(apply(parse(folder, settings), folder, settings)["wide"])

@@ -7,13 +7,17 @@ PostgreSQL is killed meanwhile. A reader asks for all keys all the time. Then th
 
 Checked: after the rerun every key has its newest value; after each kill nothing that Feast's watermark covers
 is missing; the reader never sees an error while the store is up, nor a value older than one it has seen.
+
+The lane `stream` (tests/soak/stream.py) does the same to a stream.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -40,9 +44,17 @@ from tests.benchmarks._features import AT, STORES, Repository, repository
 FEATURES = 3
 ENGINE = "manta.features.engine.ArrowComputeEngine"
 RUN_SECONDS = 300.0
+LANES = {"materialization": "tests.soak.features:Lane", "stream": "tests.soak.stream:Stream"}
 SERVER_SHARE = 0.3  # of the kills, where there is a server
 spawned = multiprocessing.get_context("forkserver")
-spawned.set_forkserver_preload(["manta.features.engine", "tests.benchmarks._features"])
+spawned.set_forkserver_preload(
+    [
+        "manta.features.engine",
+        "manta.features.stream",
+        "manta.testing.connectors",
+        "tests.benchmarks._features",
+    ]
+)
 
 
 def run(root: str, settings: dict[str, Any], manifest: dict[str, Any], version: int, until: int) -> None:
@@ -208,16 +220,17 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=5000)
     parser.add_argument("--minutes", type=float, default=600, help="begin no further round after that")
     parser.add_argument("--stores", nargs="+", choices=STORES, default=list(STORES))
+    parser.add_argument("--lanes", nargs="+", choices=LANES, default=list(LANES))
     parser.add_argument("--json", type=Path, help="also write the result there")
     arguments = parser.parse_args()
     began = time.monotonic()
     results = []
-    for kind in arguments.stores:
-        lane = Lane(kind, arguments.seed, arguments.keys)
+    for name, kind in itertools.product(arguments.lanes, arguments.stores):
+        module, _, cls = LANES[name].partition(":")
+        lane = getattr(importlib.import_module(module), cls)(kind, arguments.seed, arguments.keys)
         lane.soak(arguments.kills, began + 60 * arguments.minutes)
-        results.append(
-            {"store": kind, "kills": dict(lane.met), "reads": lane.reads, "findings": lane.findings}
-        )
+        told = {"kills": dict(lane.met), "reads": lane.reads, "findings": lane.findings}
+        results.append({"lane": name, "store": kind} | told)
         print(results[-1], flush=True)
     summary = json.dumps(
         {"seed": arguments.seed, "seconds": round(time.monotonic() - began), "results": results}

@@ -18,7 +18,9 @@ from manta import (
     Examples,
     FeatureTable,
     Ingest,
+    Kafka,
     Materialize,
+    StreamFeatures,
     TimeSplit,
     Torch,
     Training,
@@ -42,9 +44,14 @@ TRAINING = Training(
     params={"epochs": 3},
 )
 ENDPOINT = Endpoint(model="late", features="v1")
+TOPIC = Kafka(servers="127.0.0.1:9092", topic="t")
+OPEN = Contract(columns={"a": Column(type="int64"), "t": Column(type="timestamp")})
+STREAM = StreamFeatures(dataset="clicks", source=TOPIC, contract=OPEN, features="v1")
 
 
-@pytest.mark.parametrize("definition", [INGEST, TABLE, Materialize(features="v1"), TRAINING, ENDPOINT])
+@pytest.mark.parametrize(
+    "definition", [INGEST, TABLE, Materialize(features="v1"), STREAM, TRAINING, ENDPOINT]
+)
 def test_json_and_back_is_the_same(definition: Definition) -> None:
     assert from_json(definition.to_json()) == definition
 
@@ -52,6 +59,32 @@ def test_json_and_back_is_the_same(definition: Definition) -> None:
 def test_names_are_taken_from_what_is_produced() -> None:
     assert [d.name for d in (INGEST, TABLE, TRAINING, ENDPOINT)] == ["raw", "table", "late", "late"]
     assert TRAINING.replace(name="late-smoke").model == "late"
+
+
+def test_a_stream_is_an_ingest_whose_pace_makes_nothing_stale() -> None:
+    assert (STREAM.name, STREAM.mode) == ("clicks", "append")
+    assert STREAM.inputs() == (Ref("source", "clicks"), Ref("features", "v1"))
+    assert STREAM.outputs() == (Ref("dataset", "clicks"),)
+    assert STREAM.replace(seconds=5, poll_seconds=9).fingerprinted() == STREAM.fingerprinted()
+    assert STREAM.replace(features="v2").fingerprinted() != STREAM.fingerprinted()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"source": Files(path="x.csv"), "mode": "append"}, "reads all each time"),
+        ({"contract": OPEN.replace(min_rows=1)}, "min_rows: a batch may be one row"),
+        (
+            {"contract": Contract(columns={"t": Column(type="timestamp", fresh_within="1h")})},
+            "fresh_within of t: a batch may be one row",
+        ),
+        ({"seconds": -1}, "seconds"),
+        ({"poll_seconds": 0}, "poll_seconds"),
+    ],
+)
+def test_a_stream_that_could_not_go_on_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(DefinitionInvalid, match=says):
+        STREAM.replace(**changes)
 
 
 def test_a_definition_cannot_be_changed_in_place() -> None:

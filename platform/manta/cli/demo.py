@@ -30,6 +30,7 @@ STAGES = {
     "feature-table": "feature tables",
     "feature-repo": "feature registry",
     "materialize": "online features",
+    "stream-features": "streams",
     "training": "training, gates, registration",
 }
 

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from manta.client.workers import ask
-from manta.definitions import Endpoint, FeatureRepo, FeatureTable, Materialize, Ref, Training
+from manta.definitions import (
+    Endpoint,
+    FeatureRepo,
+    FeatureTable,
+    Materialize,
+    Ref,
+    StreamFeatures,
+    Training,
+)
 from manta.definitions.features import CATALOG
 from manta.errors import FeaturesUnavailable, NotFound
 from manta.ledger.parity import ParityReport
@@ -210,6 +218,9 @@ def users_of(project: Project, service: str) -> list[str]:
     found = [f"training {job.name}" for job in jobs if isinstance(job, Training) and job.features == service]
     found += [
         f"materialize {job.name}" for job in jobs if isinstance(job, Materialize) and job.features == service
+    ]
+    found += [
+        f"stream {job.name}" for job in jobs if isinstance(job, StreamFeatures) and job.features == service
     ]
     endpoints = [each for each, _ in project.endpoints().values() if isinstance(each, Endpoint)]
     return found + [f"endpoint {each.name}" for each in endpoints if each.features == service]

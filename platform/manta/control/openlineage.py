@@ -238,7 +238,7 @@ def _output(namespace: str, version: Version, lake: str, run: Run) -> OutputData
 
     where, name = _place(namespace, version, lake)
     about = _facets(version)
-    columns = run.definition.get("contract", {}).get("columns", {}) if run.kind == "ingest" else {}
+    columns = run.definition.get("contract", {}).get("columns", {})
     if columns:
         fields = [
             facets.schema_dataset.SchemaDatasetFacetFields(name=column, type=given["type"])

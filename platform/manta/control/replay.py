@@ -8,6 +8,7 @@ from manta.ledger.runs import Run, State
 # What a run of these changes is what endpoints and trainings read, whatever its run is called.
 NEVER = {
     "materialize": "it would put the values of then into the online store",
+    "stream-features": "what it read is read, and it would put it online again",
     "feature-repo": "it would register the features of then",
 }
 

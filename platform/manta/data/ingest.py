@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import polars as pl
 
@@ -17,7 +18,7 @@ from manta.data.contract import REFUSED
 from manta.data.keys import Part
 from manta.data.lake import Change, Head, Lake, quarantine_of
 from manta.data.landing import Landed, land, tolerate
-from manta.data.parallel import each
+from manta.data.parallel import Spread, each
 from manta.data.sketch import sketch
 from manta.data.values import arrow_schema, schema
 from manta.definitions import Ingest
@@ -60,13 +61,29 @@ def execute(context: RunContext) -> None:
     """
     ingest: Ingest = context.definition
     checks.require(ingest.contract)
-    lake = Lake(context.settings.datasets)
+    taken = take(context, ingest, Lake(context.settings.datasets))
+    context.measured(rows=taken.rows, refused=taken.refused)
+    context.produced("dataset", ingest.dataset, taken.version, rows=taken.rows, refused=taken.refused)
+
+
+class Taken(NamedTuple):
+    """The version with all that there was to read, and the rows that were committed for it: none where
+    nothing was new."""
+
+    version: int
+    rows: int
+    refused: int
+
+
+def take(context: RunContext, ingest: Ingest, lake: Lake, spread: Spread = each) -> Taken:
+    """Land and commit what there is to read, as :func:`execute`, once for a ``context.run_key``; ``spread``
+    has the pieces read."""
     version = lake.committed(ingest.dataset, context.run_key)
     for _ in range(READ_TRIES):
         if version is not None:
             break
         try:
-            version = _ingest(context, ingest, lake)
+            version = _ingest(context, ingest, lake, spread)
         except _Overtaken:
             continue
     else:
@@ -76,12 +93,10 @@ def execute(context: RunContext) -> None:
         )
     made = lake.metadata(ingest.dataset, version)
     own = made.get("run_key") == context.run_key
-    rows, refused = (int(made[name]) if own else 0 for name in ("rows", "refused"))
-    context.measured(rows=rows, refused=refused)
-    context.produced("dataset", ingest.dataset, version, rows=rows, refused=refused)
+    return Taken(version, *(int(made[name]) if own else 0 for name in ("rows", "refused")))
 
 
-def _ingest(context: RunContext, ingest: Ingest, lake: Lake) -> int:
+def _ingest(context: RunContext, ingest: Ingest, lake: Lake, spread: Spread) -> int:
     """The version made, or the newest where nothing is new."""
     before = lake.head(ingest.dataset)
     if before.version is not None:
@@ -95,17 +110,19 @@ def _ingest(context: RunContext, ingest: Ingest, lake: Lake) -> int:
         root=context.settings.root,
         columns=tuple(ingest.contract.columns),
         cursor=cursors.read(lake, ingest.dataset, before.metadata, ingest.name),
-        each=each,
+        each=spread,
         tables={name: _table(context, lake, name) for name in ingest.source.datasets()},
         types={name: column.type for name, column in ingest.contract.columns.items()},
     )
     with ingest.source.opened(ask) as reading:
         if not ask.tables:
             context.read_source(ingest.name, reading.token)
-        if before.version is not None and not reading.pieces and ingest.source.incremental:
+        # A first reading is committed though it has found nothing: the next begins where it ended.
+        first = ask.cursor is None and reading.cursor is not None
+        if before.version is not None and not reading.pieces and ingest.source.incremental and not first:
             return before.version
         with lake.staged(ingest.dataset, context.run_key) as folder:
-            landed = land(context, ingest, reading, ask, folder)
+            landed = land(context, ingest, reading, ask, folder, spread)
             reading.verify()
             refused = _settle_keys(ingest, lake, before, landed, folder)
             tolerate(ingest, landed.height, refused)

@@ -16,7 +16,7 @@ import polars as pl
 from manta.data.contract import REFUSED, check, require_columns
 from manta.data.keys import Part, hashes
 from manta.data.lake import write_part
-from manta.data.parallel import each
+from manta.data.parallel import Spread, each
 from manta.data.sketch import sketch
 from manta.definitions import Ingest
 from manta.definitions.sources import Ask, Reading, Rows
@@ -49,8 +49,11 @@ class Landed:
         return pl.concat([pl.DataFrame(schema=REFUSED), *self.refused])
 
 
-def land(context: RunContext, ingest: Ingest, reading: Reading, ask: Ask, folder: str) -> Landed:
-    """Read, check and stage every piece into ``folder``; rows are numbered through each file."""
+def land(
+    context: RunContext, ingest: Ingest, reading: Reading, ask: Ask, folder: str, spread: Spread = each
+) -> Landed:
+    """Read, check and stage every piece into ``folder``, by ``spread``; rows are numbered through each
+    file."""
     pieces = reading.pieces
     total = sum(piece.size for piece in pieces) / 1e6
     work = partial(_land_piece, ingest, replace(ask, each=Ask.each), folder)
@@ -58,7 +61,7 @@ def land(context: RunContext, ingest: Ingest, reading: Reading, ask: Ask, folder
     done = 0.0
     context.progress(0, total, "MB")
     tasks = math.ceil(total / TASK_MEGABYTES) or 1
-    for index, landed in each(work, list(enumerate(pieces)), tasks=tasks, name=f"land {ingest.dataset}"):
+    for index, landed in spread(work, list(enumerate(pieces)), tasks=tasks, name=f"land {ingest.dataset}"):
         by_piece[index] = landed
         done += pieces[index].size / 1e6
         context.progress(done, total, "MB")

@@ -12,7 +12,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from manta.errors import MantaError, Unavailable
 
@@ -38,6 +38,28 @@ def cpus() -> int:
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+class Spread(Protocol):
+    """:func:`each`, or another way to do the same to many things."""
+
+    def __call__(
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        tasks: int | None = None,
+        name: str = "",
+    ) -> Iterator[tuple[int, Any]]: ...
+
+
+def small(
+    function: Callable[[Any], Any], items: Sequence[Any], *, tasks: int | None = None, name: str = ""
+) -> Iterator[tuple[int, Any]]:
+    """As :func:`each`; what one task would do is done in this process, before a task would have begun."""
+    if tasks == 1:
+        return ((index, function(item)) for index, item in enumerate(items))
+    return each(function, items, tasks=tasks, name=name)
 
 
 def each(

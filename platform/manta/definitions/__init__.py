@@ -10,6 +10,7 @@ from manta.definitions.endpoints import Endpoint, Lookup, StaysUp
 from manta.definitions.features import FeatureRepo, Materialize, ViewInfo
 from manta.definitions.jobs import Job, Policy, Retry, Runnable
 from manta.definitions.sources import Source
+from manta.definitions.streams import StreamFeatures
 from manta.definitions.training import (
     AtLeast,
     AtMost,
@@ -26,7 +27,11 @@ from manta.definitions.training import (
 from manta.errors import DefinitionInvalid
 
 KINDS: dict[str, type[Definition]] = {
-    cls.kind: cls for cls in (Ingest, FeatureTable, FeatureRepo, Materialize, Training, Job, Endpoint, Lookup)
+    cls.kind: cls
+    for cls in (
+        *(Ingest, FeatureTable, FeatureRepo, Materialize, StreamFeatures),
+        *(Training, Job, Endpoint, Lookup),
+    )
 }
 
 
@@ -71,6 +76,7 @@ __all__ = [
     "Sklearn",
     "Source",
     "StaysUp",
+    "StreamFeatures",
     "TimeSplit",
     "Torch",
     "Training",

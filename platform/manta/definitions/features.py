@@ -18,12 +18,14 @@ CATALOG = Ref("features", "*")
 
 
 class ViewInfo(Frozen):
-    """What the rest of manta knows of a feature view. ``fingerprint`` covers its Feast specification."""
+    """What the rest of manta knows of a feature view. ``pushed``: its source is a PushSource.
+    ``fingerprint`` covers its Feast specification."""
 
     name: str
     dataset: str | None
     ttl_seconds: float
     fingerprint: str
+    pushed: bool = False
 
 
 class FeatureRepo(Runnable):

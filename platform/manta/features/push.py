@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
@@ -25,6 +25,9 @@ from manta.features.historical import side_of
 from manta.features.stores import OnlineStore
 
 EVENT_TIME, CREATED = "event_timestamp", "created"  # as Feast's remote store names them
+# A row wins online until there is one of a later time. One of next year would win for a year over all that
+# comes, so it is refused; clocks that are wrong by minutes, or by daylight saving time, are not.
+FUTURE_SECONDS = 3600.0
 Columns = Mapping[str, Sequence[Any]]
 
 
@@ -33,8 +36,8 @@ def push(views: Sequence[View], columns: Columns, store: OnlineStore | None, lak
     given, and to the online ``store``, when it is; gives their number.
 
     Raises:
-        RequestInvalid: a column is missing, or holds a value of another type, or no key or no time; the
-            message names it. Nothing has been written.
+        RequestInvalid: a column is missing, or holds a value of another type, or no key or no time, or a
+            time more than an hour ahead of now; the message names it. Nothing has been written.
         NotFound: there is no such dataset yet.
         FeaturesUnavailable: the online store cannot be written; the rows are in the dataset.
     """
@@ -75,12 +78,27 @@ def typed(view: View, columns: Columns, now: datetime) -> pl.DataFrame:
                 fields=[column],
             )
         found[column] = _series(column, name, columns[name], kind, required)
+    _require_past(found[view.time], next(name for name in wanted[view.time][0] if name in columns), now)
     if view.created is not None:
         name = next((name for name in (view.created, CREATED) if name in columns), None)
         times = columns[name] if name else [None] * len(found[view.time])
         held = _series(view.created, name or view.created, times, "timestamp", required=False)
         found[view.created] = held.fill_null(now)
     return pl.DataFrame(list(found.values()))
+
+
+def _require_past(times: pl.Series, name: str, now: datetime) -> None:
+    """Raises:
+    RequestInvalid: a row is of a time more than :data:`FUTURE_SECONDS` ahead.
+    """
+    late = times.arg_max()
+    if late is not None and times[late] > now + timedelta(seconds=FUTURE_SECONDS):
+        raise RequestInvalid(
+            f"df: {name!r} of row {late} is {times[late].isoformat()}, more than an hour ahead of now: it "
+            "would win online over all rows until then",
+            hint="see that the clock is right, and that times without an offset are UTC",
+            fields=[name],
+        )
 
 
 def append(lake: Lake, view: View, columns: Columns, now: datetime) -> int:

@@ -231,6 +231,7 @@ def _info(view: FeatureView | OnDemandFeatureView, repo: Repo) -> ViewInfo:
         dataset=source.dataset if isinstance(source, DatasetSource) else None,
         ttl_seconds=ttl.total_seconds() if ttl else 0.0,
         fingerprint=digest([_fingerprint(view), repo.functions.get(view.name)]),
+        pushed=getattr(view, "stream_source", None) is not None,
     )
 
 

@@ -44,6 +44,7 @@ EXECUTORS = {
     "feature-table": ("manta.data.tables", True),
     "feature-repo": ("manta.features.apply", False),
     "materialize": ("manta.features.materialize", False),
+    "stream-features": ("manta.features.stream", True),
     "training": ("manta.training.run", True),
     "job": ("manta.worker.job", False),
 }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from manta.connectors.files import Files
+from manta.connectors.kafka import Kafka
 from manta.definitions import (
     Column,
     Contract,
@@ -21,6 +22,7 @@ from manta.definitions import (
     Lookup,
     Materialize,
     Ref,
+    StreamFeatures,
     TimeSplit,
     Training,
     ViewInfo,
@@ -30,7 +32,7 @@ from manta.errors import DefinitionInvalid, NotFound
 from manta.ledger.endpoints import EndpointRow
 from manta.ledger.runs import Run, State, Version
 from manta.plan import Action, Held, Plan, needed, plan
-from manta.project import Described, Project, _check_references
+from manta.project import Described, Project, _check_references, _check_streams
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 INGEST = Ingest(
@@ -165,6 +167,32 @@ def test_a_look_up_door_follows_what_is_registered() -> None:
     assert [(step.name, step.kind) for step in gone] == [("lookup", "lookup")]
     with pytest.raises(DefinitionInvalid, match="nothing in the project produces"):
         _check_references(project(*ALL, Lookup(features=("v2",))))
+
+
+STREAM = StreamFeatures(
+    dataset="rates",
+    source=Kafka(servers="127.0.0.1:9092", topic="t"),
+    contract=Contract(columns={"a": Column(type="int64"), "t": Column(type="timestamp")}),
+    features="v1",
+)
+PUSHED = REPO.replace(views=tuple(view.replace(pushed=view.name == "rates") for view in REPO.views))
+
+
+def test_a_stream_comes_after_the_service_and_before_what_reads_its_dataset() -> None:
+    of = project(STREAM, PUSHED, ONLINE, OTHER, INGEST)
+    of = of.model_copy(update={"sources": {"raw": "s1", "rates": "offsets"}})
+    _check_references(of)
+    order = [step.name for step in plan(of, Held()).steps]
+    assert order.index("features") < order.index("rates") < order.index("online")
+    assert plan(of, done(of)).empty
+
+
+def test_a_stream_whose_service_does_not_read_it_or_would_lose_it_is_refused() -> None:
+    _check_streams(project(STREAM, PUSHED))
+    with pytest.raises(DefinitionInvalid, match="rates online as rows come, and it is not pushed to"):
+        _check_streams(project(STREAM, REPO))
+    with pytest.raises(DefinitionInvalid, match="no view of which reads 'other'"):
+        _check_streams(project(STREAM.replace(name="other", dataset="other"), PUSHED))
 
 
 def test_a_changed_definition_touches_what_is_downstream_only() -> None:
