@@ -106,7 +106,7 @@ def test_csv_of_a_header_only_has_no_rows(tmp_path: Path, text: str) -> None:
 
 def test_compressed_text(tmp_path: Path) -> None:
     text = b"n\n1\n2\n"
-    (tmp_path / "1.csv.gz").write_bytes(gzip.compress(text))
+    (tmp_path / "1.csv.gz").write_bytes(gzip.compress(text, mtime=0))
     (tmp_path / "2.csv.bz2").write_bytes(bz2.compress(text))
     with zipfile.ZipFile(tmp_path / "3.csv.zip", "w") as archive:
         archive.writestr("inner.csv", text)
@@ -129,7 +129,12 @@ def test_files_in_several_folders_are_told_apart(tmp_path: Path) -> None:
         ("a.csv", b"n\n\xff\xfe\n", "csv", "a.csv cannot be read as csv: .*invalid UTF8"),
         ("a.csv", b"n,n\n1,2\n", "csv", "a.csv has column 'n' 2 times"),
         ("a.csv.gz", b"n\n1\n", "csv", "a.csv.gz cannot be read as csv"),
-        ("a.csv.gz", gzip.compress(b"n\n" + b"1\n" * 99)[:-12], "csv", "a.csv.gz cannot be read as csv"),
+        (
+            "a.csv.gz",
+            gzip.compress(b"n\n" + b"1\n" * 99, mtime=0)[:-12],
+            "csv",
+            "a.csv.gz cannot be read as csv",
+        ),
         ("a.csv.zip", b"PK nonsense", "csv", "a.csv.zip cannot be read as csv: File is not a zip"),
         ("a.parquet", b"PAR1 nonsense", "parquet", "a.parquet cannot be read as parquet"),
         ("a.parquet", b"", "parquet", "a.parquet cannot be read as parquet"),
