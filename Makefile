@@ -25,7 +25,7 @@ demo: install
 	@$(BIN)/manta demo .
 
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest --numprocesses 2 --no-loadscope-reorder
 
 test-stock-feast: install # a Feast of its own, without manta, reads through the look-up door
 	MANTA_STOCK_FEAST=venv $(BIN)/pytest tests/integration/features/test_stock_client.py
