@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
+from manta.cli import display
 from manta.cli.root import app
 from manta.data.reading import Datasets
 from manta.errors import InvalidInput, MantaError, NotFound
@@ -52,8 +53,14 @@ class Data:
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Data:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
+    _terminal(monkeypatch, 120)
     return Data()
+
+
+def _terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """As wide, also where something has made or asked the console before."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(display.console, "_width", columns)
 
 
 @pytest.fixture
@@ -148,7 +155,7 @@ def test_sample_and_quarantine(flights: Data) -> None:
 
 
 def test_what_the_terminal_has_no_room_for_is_named(flights: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
+    _terminal(monkeypatch, 40)
     said = flights("sample", "flights", "--rows", "1")
     assert "… and columns" in said
     assert "raw" in said

@@ -88,12 +88,12 @@ def train(work: _task.Work) -> bytes:
 def _reports(work: _task.Work, before: int) -> Callable[[Any], None]:
     def report(state: Any) -> None:
         rounds = state.iteration + 1
-        if rounds % KEEP_EVERY == 0:
-            work.keep(CHECKPOINT, state.model.model_to_string().encode())
         figures = {
             f"{each[0]}_{each[1].removeprefix('binary_')}": each[2] for each in state.evaluation_result_list
         }
-        work.report({"round": rounds, **figures})
+        work.report({"round": rounds, **figures})  # first: what is kept has been reported
+        if rounds % KEEP_EVERY == 0:
+            work.keep(CHECKPOINT, state.model.model_to_string().encode())
 
     return report
 

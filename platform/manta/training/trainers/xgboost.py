@@ -97,9 +97,9 @@ def _reports(work: _task.Work) -> Any:
                 for metric, values in log.items()
             }
             rounds = model.num_boosted_rounds()
+            work.report({"round": rounds, **figures})  # first: what is kept has been reported
             if rounds % KEEP_EVERY == 0:
                 work.keep(CHECKPOINT, bytes(model.save_raw("ubj")))
-            work.report({"round": rounds, **figures})
             return False
 
     return Reports()
