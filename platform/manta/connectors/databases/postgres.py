@@ -22,6 +22,7 @@ from manta.connectors.databases import (
     Piece,
     address,
     between,
+    cuts,
     identifiers,
     last_value,
     no_cursor,
@@ -258,8 +259,7 @@ def _parts(
             found.append((f"{_name(key)} is null", f"{key} is null"))
         return found
     if table.pages is not None:
-        step = -(-table.pages // number)
-        starts = [*range(0, table.pages, step)]
+        starts = sorted({0, *(int(share * table.pages) for share in cuts(number))})
         # The last has no end: whoever cut the pages before this snapshot, all rows are in some piece.
         return [
             (
@@ -283,13 +283,13 @@ def _ranges(
         sample = f" tablesample system ({100 * share})"
     elif share < 0.5:
         where = f"random() < {share} and {where}"
-    quantiles = ", ".join(str(part / number) for part in range(1, number))
-    cuts: list[str] | None = _one(
+    quantiles = ", ".join(map(str, cuts(number)))
+    sampled: list[str] | None = _one(
         session,
         f"select percentile_disc(array[{quantiles}]) within group (order by {_name(key)})::text[]"
         f" from {table.sql}{sample} where {where} and {_name(key)} is not null",
     )
-    bounds = list(dict.fromkeys(cut for cut in cuts or [] if cut is not None))
+    bounds = list(dict.fromkeys(cut for cut in sampled or [] if cut is not None))
     name, kind = _name(key), table.columns[key].spelled
     found = []
     for low, high in pairwise([None, *bounds, None]):
