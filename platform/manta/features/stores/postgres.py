@@ -14,7 +14,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 psycopg: Any = driver("psycopg", "postgres")
 
 KEYS_PER_PART = 20_000
+LOCK_MILLISECONDS = 200
 TIMEOUT_SECONDS = 5
 YEAR_2000 = 946_684_800_000_000  # PostgreSQL counts microseconds from there
 _BYTEA, _BYTEA_ARRAY = 17, 1001
@@ -61,12 +62,23 @@ class PostgresStore:
         whole = whole and not view.pushed
         keys, rows = in_order(keys_of(view, rows), rows)
         if whole:
+            self._drop_second_index(view)
             self._transaction(view, keys, rows, whole=True)
             return rows.height
         for number, batch in enumerate(batches(rows, KEYS_PER_PART)):
             first = number * KEYS_PER_PART
             self._transaction(view, keys[first : first + batch.height], batch, whole=False)
         return rows.height
+
+    def _drop_second_index(self, view: View) -> None:
+        """Feast makes one beside the primary key, which begins with the same column and serves as well."""
+        with (
+            self._link.connection(f"be written (view {view.name!r})") as connection,
+            # Readers would wait behind it; and whoever owns the table may keep it.
+            suppress(psycopg.errors.LockNotAvailable, psycopg.errors.InsufficientPrivilege),
+        ):
+            connection.execute(f"SET lock_timeout = '{LOCK_MILLISECONDS}ms'")
+            connection.execute(f"DROP INDEX IF EXISTS {quoted(f'{view.table}_ek')}")
 
     def _transaction(self, view: View, keys: list[bytes], rows: pl.DataFrame, whole: bool) -> None:
         with (
