@@ -106,6 +106,29 @@ def test_each_kind_is_a_module() -> None:
     assert kinds() == sorted(KINDS)
 
 
+@pytest.mark.parametrize("online_kind", ["postgres"], indirect=True)
+def test_feasts_second_index_is_dropped_unless_somebody_reads_for_long(
+    store: OnlineStore, facts: dict[str, Any]
+) -> None:
+    import psycopg
+
+    store.write(VIEW, frame((1, "a", NOW, None, 1.0)))
+    options = f"-c search_path={facts['db_schema']}"
+    with (
+        psycopg.connect(host=facts["host"], user="postgres", options=options, autocommit=True) as db,
+        psycopg.connect(host=facts["host"], user="postgres", options=options) as reader,
+    ):
+        indexes = "SELECT count(*) FROM pg_index WHERE indrelid = 'test_stats'::regclass"
+        db.execute("CREATE INDEX IF NOT EXISTS test_stats_ek ON test_stats (entity_key)")  # as Feast does
+        reader.execute("SELECT 1 FROM test_stats")  # in a transaction that goes on
+        store.write(VIEW, frame((1, "a", NOW, None, 2.0)), whole=True)
+        assert db.execute(indexes).fetchone() == (2,)
+        reader.rollback()
+        store.write(VIEW, frame((1, "a", NOW, None, 3.0)), whole=True)
+        assert db.execute(indexes).fetchone() == (1,)
+    assert held(store, (1, "a")) == {(1, "a"): (3.0, NOW)}
+
+
 @every_store
 def test_the_newest_event_time_wins_and_of_one_time_the_last(store: OnlineStore) -> None:
     store.write(VIEW, frame((1, "a", NOW, None, 1.0), (-2, "", NOW, None, 2.0), (3, "é*", NOW, None, 3.0)))

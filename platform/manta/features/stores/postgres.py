@@ -78,7 +78,9 @@ class PostgresStore:
             suppress(psycopg.errors.LockNotAvailable, psycopg.errors.InsufficientPrivilege),
         ):
             connection.execute(f"SET lock_timeout = '{LOCK_MILLISECONDS}ms'")
-            connection.execute(f"DROP INDEX IF EXISTS {quoted(f'{view.table}_ek')}")
+            found = connection.execute(_SECOND_INDEX, [quoted(view.table), f"{view.table}_ek"]).fetchone()
+            if found is not None:
+                connection.execute(f"DROP INDEX IF EXISTS {found[0]}")
 
     def _transaction(self, view: View, keys: list[bytes], rows: pl.DataFrame, whole: bool) -> None:
         with (
@@ -115,6 +117,14 @@ class PostgresStore:
 
     def close(self) -> None:
         self._link.close()
+
+
+# Quoted, and with its schema where that is not the first; of the table that the view has, not of one that is
+# called the same elsewhere.
+_SECOND_INDEX = (
+    "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
+    "WHERE indrelid = to_regclass(%s) AND relname = %s"
+)
 
 
 class PostgresRows:
