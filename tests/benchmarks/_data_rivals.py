@@ -2,7 +2,8 @@
 
 PostgreSQL: both sides read the whole table over two connections. ConnectorX ends with an Arrow table in
 memory; manta's rows are checked, sketched, written and committed as well. Both share the two CPUs with the
-server, whose part is about half of all work.
+server, whose part is about a third of all work. A row costs us 0.93 µs of CPU: reading it by ADBC 0.60,
+Parquet 0.125, the sketch 0.09, the rest Ray, the contract and the commit; it costs ConnectorX 0.74.
 Decimals are left out: ConnectorX makes decimal128(38,10) of any, manta has the server send their texts.
 
 dlt reads the csv by pyarrow's own reader, its quickest way, and loads Parquet files into a folder.

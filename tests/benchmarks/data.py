@@ -5,11 +5,11 @@ imported what it needs. Beside the seconds stand those of CPU, of all processes 
 machine with other work they are what can be compared. Then the line: what a megabyte costs as the input
 grows, without a key and with one, and the memory of all processes beyond an idle Ray's.
 
-What bounds it, of csv, in milliseconds of CPU a megabyte: parsing to types 2.6 (Arrow), writing Parquet with
-zstd 2.6, the profile's sketch 1 to 2, moments 0.5, fresh memory 1 to 1.5; looking for quotes before a file
-is cut 0.1. Polars parses a quarter faster, but takes a row that is too short for one with nulls, so it
-cannot say what is broken. A run itself takes 0.05 to 0.1 s: the ledger, the commit, a task. A process that
-has not worked for the run before spends some 2 s on imports.
+What bounds it, of csv, in milliseconds of CPU a megabyte: parsing to types 3.0 (Arrow; 0.4 of it fresh
+memory), writing Parquet with lz4 1.9 (zstd 2.5), the profile's sketch 1.05, the contract and moments 0.7;
+looking for quotes before a file is cut 0.1. Polars parses a quarter faster, but takes a row that is too short
+for one with nulls, so it cannot say what is broken. A run itself takes 0.05 to 0.1 s: the ledger, the commit,
+a task. A process that has not worked for the run before spends some 2 s on imports.
 
 MANTA_BENCH_MB is the size for the comparison (default 1000), MANTA_BENCH_ROUNDS how often (3),
 MANTA_BENCH_LINE has the sizes of the line ("10,100,1000"), MANTA_BENCH_FOLDER is where the files are made

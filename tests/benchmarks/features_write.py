@@ -7,7 +7,7 @@ process: what Redis and PostgreSQL themselves take is in the seconds alone.
 What bounds it, of 200,000 keys × 5 float64 features: into SQLite the statement, 10 of 20 µs a key (one for
 all features of a key, in the order of the primary key), and the texts that Feast keeps beside numbers, 2.5
 µs; into Redis the script on the server, some 6 µs a key beside 4 µs here, which overlap; into PostgreSQL the
-server's insertion into two indexes and the log, five rows a key, beside 8 µs here.
+server's insertion into the primary key and the log, five rows a key, beside 8 µs here.
 
 MANTA_BENCH_KEYS is how many keys (200000), MANTA_BENCH_ROUNDS how often (3), MANTA_BENCH_STORES where
 ("sqlite,redis,postgres"), MANTA_BENCH_FOLDER is where the stores' files are (/tmp).
