@@ -21,7 +21,8 @@ from manta.errors import DefinitionInvalid, TrainingInvalid
 from manta.training import encoder
 from manta.training.encoder import Arrays
 from manta.training.progress import Stage
-from manta.training.trainers import Job, Model, Part, _task, trainer
+from manta.training.trainers import Job, Model, Part, trainer
+from manta.training.trainers._reports import reports
 from tests.integration.training.conftest import Bench
 
 pytestmark = pytest.mark.ray
@@ -117,10 +118,10 @@ def test_killed_it_goes_on_from_its_checkpoint(ray_cluster: None, bench: Bench, 
     def kill() -> None:
         until = time.monotonic() + 120
         while time.monotonic() < until and not killed:
-            if len(_task.reports(folder)) > 60:
+            if len(reports(folder)) > 60:
                 for process in psutil.Process().children(recursive=True):
                     if "train delay" in " ".join(process.cmdline()):
-                        killed.append(len(_task.reports(folder)))
+                        killed.append(len(reports(folder)))
                         os.kill(process.pid, signal.SIGKILL)
             time.sleep(0.001)
 

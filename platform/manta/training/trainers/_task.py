@@ -10,10 +10,8 @@ import json
 import os
 import random
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,10 @@ import numpy as np
 
 from manta.definitions import Torch, Training
 from manta.errors import TrainingInvalid, Unavailable
+from manta.training.encoder import Arrays
 from manta.training.trainers import Job, Part
+from manta.training.trainers._reports import REPORTS, followed, reports
 
-REPORTS = "reports.jsonl"
 TRIES = 3
 
 
@@ -73,9 +72,9 @@ def cpus_of(training: Training) -> float:
     return training.trainer.cpus
 
 
-def matrix(part: Part) -> np.ndarray:
+def matrix(arrays: Arrays) -> np.ndarray:
     """float32 [n, C + 2·D]: the categories' indices (index 0: unknown or missing), then the numbers."""
-    return np.hstack([part.arrays.categories.astype(np.float32), part.arrays.numbers])
+    return np.hstack([arrays.categories.astype(np.float32), arrays.numbers])
 
 
 def run(job: Job, name: str, train: Callable[[Work], bytes], rounds: int | None = None) -> bytes:
@@ -101,7 +100,7 @@ def run(job: Job, name: str, train: Callable[[Work], bytes], rounds: int | None 
     _require_room(cpus)
     work = Work(job.training, job.params, folder, str(job.root), job.shape, job.train, job.validation)
     task = ray.remote(num_cpus=cpus, max_retries=TRIES - 1, retry_exceptions=False)(_train)
-    with _followed(job, folder, rounds):
+    with followed(job, folder, rounds):
         try:
             ray.get(task.options(name=f"train {job.training.model}").remote(train, name, work))
         except RayTaskError as error:
@@ -120,15 +119,7 @@ def run(job: Job, name: str, train: Callable[[Work], bytes], rounds: int | None 
     return done.read_bytes()
 
 
-def reports(folder: Path) -> list[dict[str, Any]]:
-    path = folder / REPORTS
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def _train(train: Callable[[Work], bytes], name: str, work: Work) -> None:
-    from dataclasses import replace
-
     from manta.output import guard_thread
     from manta.secrets import redacted, redactor, references, resolve
 
@@ -163,22 +154,3 @@ def _require_room(cpus: float) -> None:
             f"a training with {cpus:g} CPUs can never run here: the largest machine has {most:g}",
             hint="cpus=… of the trainer that fits one machine, or a larger machine",
         )
-
-
-@contextmanager
-def _followed(job: Job, folder: Path, rounds: int | None) -> Iterator[None]:
-    """Meanwhile, tell how far it is, and load what comes after it."""
-    done = threading.Event()
-
-    def follow() -> None:
-        job.meanwhile()
-        while rounds and not done.wait(0.5):
-            job.stage.reached(min(len(reports(folder)) / rounds, 1.0))
-
-    thread = threading.Thread(target=follow, name="meanwhile", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-    thread.join()

@@ -11,35 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manta.definitions.sources import driver
 from manta.errors import TrainingInvalid
 from manta.models import trees
 from manta.training.encoder import Arrays
-from manta.training.trainers import Job, Part, _task
+from manta.training.trainers import Job, _boosting, _task
+from manta.training.trainers._reports import reports
 
 if TYPE_CHECKING:
     import onnx
 
-EXTRA = "lightgbm"
 MODEL, CHECKPOINT = "model.txt", "checkpoint.txt"
-ROUNDS = 200
-KEEP_EVERY = 25  # rounds
-_OURS = ("objective", "num_threads", "nthread", "n_jobs", "seed", "random_state", "num_class")
 
 
 def check(job: Job) -> None:
     """Raises:
     ExtraMissing: LightGBM is not installed.
-    TrainingInvalid: a parameter that the trainer sets itself.
+    TrainingInvalid: a parameter that the trainer sets itself, or no number of rounds.
     """
-    driver("lightgbm", EXTRA)
-    taken = sorted(set(job.params) & set(_OURS))
-    if taken:
-        raise TrainingInvalid(
-            f"params name {', '.join(taken)}, which the trainer sets",
-            hint="LightGBM(cpus=…) and Training(seed=…) say as much; labels are 0 or 1",
-        )
-    _rounds(job.params)
+    _boosting.check(job, "lightgbm", "LightGBM", also=("num_threads",))
 
 
 def fit(job: Job) -> LightGBMModel:
@@ -47,17 +36,15 @@ def fit(job: Job) -> LightGBMModel:
     TrainingInvalid: LightGBM refused a parameter.
     Unavailable: the process died every time.
     """
-    content = _task.run(job, MODEL, train, _rounds(job.params))
-    return LightGBMModel(content, job.shape, _task.reports(job.folder / job.run_key))
+    content = _task.run(job, MODEL, train, _boosting.asked(job.params).rounds)
+    return LightGBMModel(content, job.shape, reports(job.folder / job.run_key))
 
 
 def train(work: _task.Work) -> bytes:
     """In the task."""
     import lightgbm
 
-    params = dict(work.params)
-    rounds, patience = _rounds(params), params.pop("early_stopping_rounds", None)
-    params.pop("rounds", None)
+    rounds, patience, params = _boosting.asked(work.params)
     own = {"objective": "binary", "num_threads": work.threads, "seed": work.training.seed, "verbosity": -1}
     given = {"deterministic": True, "force_col_wise": True, "metric": "binary_logloss", **params, **own}
     before = None
@@ -65,11 +52,11 @@ def train(work: _task.Work) -> bytes:
         before = lightgbm.Booster(model_str=kept.decode())
     done = before.num_trees() if before is not None else 0
     work.reported(done)
-    train = lightgbm.Dataset(_task.matrix(work.train), work.train.labels, free_raw_data=False)
+    train = lightgbm.Dataset(_task.matrix(work.train.arrays), work.train.labels, free_raw_data=False)
     held = lightgbm.Dataset(
-        _task.matrix(work.validation), work.validation.labels, reference=train, free_raw_data=False
+        _task.matrix(work.validation.arrays), work.validation.labels, reference=train, free_raw_data=False
     )
-    callbacks = [_reports(work, done)]
+    callbacks = [_reports(work)]
     if patience is not None:
         callbacks.append(lightgbm.early_stopping(int(patience), verbose=False))
     booster = lightgbm.train(
@@ -85,24 +72,16 @@ def train(work: _task.Work) -> bytes:
     return booster.model_to_string(num_iteration=best if best > 0 else None).encode()
 
 
-def _reports(work: _task.Work, before: int) -> Callable[[Any], None]:
+def _reports(work: _task.Work) -> Callable[[Any], None]:
     def report(state: Any) -> None:
-        rounds = state.iteration + 1
         figures = {
             f"{each[0]}_{each[1].removeprefix('binary_')}": each[2] for each in state.evaluation_result_list
         }
-        work.report({"round": rounds, **figures})  # first: what is kept has been reported
-        if rounds % KEEP_EVERY == 0:
-            work.keep(CHECKPOINT, state.model.model_to_string().encode())
+        _boosting.told(
+            work, state.iteration + 1, figures, CHECKPOINT, lambda: state.model.model_to_string().encode()
+        )
 
     return report
-
-
-def _rounds(params: Any) -> int:
-    rounds = params.get("rounds", ROUNDS)
-    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
-        raise TrainingInvalid(f"rounds is {rounds!r}, not a number of trees", hint=f"rounds={ROUNDS}, say")
-    return rounds
 
 
 @dataclass
@@ -116,7 +95,7 @@ class LightGBMModel:
     def probabilities(self, arrays: Arrays) -> np.ndarray:
         import lightgbm
 
-        rows = _task.matrix(Part(arrays, np.zeros(0, dtype=np.float32)))
+        rows = _task.matrix(arrays)
         answered = lightgbm.Booster(model_str=self.content.decode()).predict(rows)
         return np.asarray(answered, dtype=np.float32)
 

@@ -17,7 +17,8 @@ from manta.definitions.sources import driver
 from manta.errors import TrainingInvalid
 from manta.models import trees
 from manta.training.encoder import Arrays
-from manta.training.trainers import Job, Part, _task
+from manta.training.trainers import Job, _task
+from manta.training.trainers._reports import reports
 
 if TYPE_CHECKING:
     import onnx
@@ -41,7 +42,7 @@ def fit(job: Job) -> SklearnModel:
     Unavailable: the process died every time.
     """
     content = _task.run(job, MODEL, train, 1)
-    return SklearnModel(pickle.loads(content), job.shape, _task.reports(job.folder / job.run_key))
+    return SklearnModel(pickle.loads(content), job.shape, reports(job.folder / job.run_key))
 
 
 def train(work: _task.Work) -> bytes:
@@ -50,9 +51,9 @@ def train(work: _task.Work) -> bytes:
 
     estimator = _made(work.training.fn or "", work.params, work.shape)
     _seeded(estimator, work.training.seed)
-    estimator.fit(_task.matrix(work.train), work.train.labels.astype(np.int64))
+    estimator.fit(_task.matrix(work.train.arrays), work.train.labels.astype(np.int64))
     losses = {
-        f"{name}_loss": float(log_loss(part.labels, estimator.predict_proba(_task.matrix(part))[:, 1]))
+        f"{name}_loss": float(log_loss(part.labels, estimator.predict_proba(_task.matrix(part.arrays))[:, 1]))
         for name, part in (("train", work.train), ("validation", work.validation))
     }
     work.reported(0)
@@ -95,7 +96,7 @@ class SklearnModel:
     reports: list[dict[str, Any]]
 
     def probabilities(self, arrays: Arrays) -> np.ndarray:
-        rows = _task.matrix(Part(arrays, np.zeros(0, dtype=np.float32)))
+        rows = _task.matrix(arrays)
         answered: np.ndarray = self.estimator.predict_proba(rows)[:, 1]
         return answered.astype(np.float32)
 

@@ -10,10 +10,7 @@ import importlib
 import json
 import logging
 import os
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +22,7 @@ from manta.errors import MantaError, TrainingInvalid, Unavailable
 from manta.training.encoder import Arrays
 from manta.training.loop import Dealt, Reports, run_loop
 from manta.training.trainers import Job, Part
+from manta.training.trainers._reports import REPORTS, followed, reports
 
 if TYPE_CHECKING:
     import onnx
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "model.pt"
-REPORTS = "reports.jsonl"
 BLOCK_ROWS = 16_384
 TRIES = 3  # of one attempt, when worker processes die; a loop that raises is not tried again
 START_SECONDS = "90"  # for all workers to be placed, twice
@@ -90,7 +87,6 @@ def _run(job: Job) -> Path:
     folder = job.folder / job.run_key
     folder.mkdir(parents=True, exist_ok=True)
     resources = _resources(job)
-    reports = folder / REPORTS
     trainer = TorchTrainer(
         run_loop,
         train_loop_config={
@@ -112,12 +108,12 @@ def _run(job: Job) -> Path:
             storage_path=str(job.folder),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),  # type: ignore[call-arg]
-            callbacks=[Reports(reports)],  # type: ignore[list-item]
+            callbacks=[Reports(folder / REPORTS)],  # type: ignore[list-item]
         ),
     )
     for tries_left in reversed(range(TRIES)):
         try:
-            with _followed(job, reports):
+            with followed(job, folder, _epochs(job), _load_exporter):
                 result = trainer.fit()
         except TrainingFailedError as error:
             died = _died(error)
@@ -134,37 +130,16 @@ def _run(job: Job) -> Path:
     raise AssertionError("the last try returns or raises")
 
 
-@contextmanager
-def _followed(job: Job, reports: Path) -> Iterator[None]:
-    """Meanwhile, tell how far the loop is (it cannot be known of one without a parameter ``epochs``), and
-    load what comes after it: processes are started one after the other, and leave cores idle."""
+def _epochs(job: Job) -> int | None:
+    """How many reports to expect: it cannot be known of a loop without a parameter ``epochs``."""
     epochs = job.params.get("epochs")
-    done = threading.Event()
-
-    def follow() -> None:
-        _load_exporter()
-        job.meanwhile()
-        while isinstance(epochs, int) and epochs > 0 and not done.wait(0.5):
-            job.stage.reached(min(len(_read(reports)) / epochs, 1.0))
-
-    thread = threading.Thread(target=follow, name="meanwhile", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-    thread.join()
+    return epochs if isinstance(epochs, int) and epochs > 0 else None
 
 
 def _load_exporter() -> None:
     importlib.import_module("torch.onnx")
     importlib.import_module("onnxscript")
     importlib.import_module("torch._dynamo")
-
-
-def _read(reports: Path) -> list[dict[str, Any]]:
-    lines = reports.read_text().splitlines(keepends=True) if reports.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _dataset(part: Part, workers: int, shuffle: np.random.Generator | None) -> ray.data.Dataset:
@@ -354,7 +329,7 @@ def _load(job: Job, checkpoint: Path) -> TorchModel:
             f"{CHECKPOINT_FILE} is not the state of {job.training.module}(shape): {error}",
             hint="the loop must train the same module, built with config['shape']",
         ) from error
-    return TorchModel(module, job.shape, path.read_bytes(), _read(checkpoint.parent / REPORTS))
+    return TorchModel(module, job.shape, path.read_bytes(), reports(checkpoint.parent))
 
 
 def _export(module: torch.nn.Module, shape: dict[str, Any]) -> onnx.ModelProto:

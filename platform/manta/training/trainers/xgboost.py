@@ -11,35 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manta.definitions.sources import driver
 from manta.errors import TrainingInvalid
 from manta.models import trees
 from manta.training.encoder import Arrays
-from manta.training.trainers import Job, Part, _task
+from manta.training.trainers import Job, _boosting, _task
+from manta.training.trainers._reports import reports
 
 if TYPE_CHECKING:
     import onnx
 
-EXTRA = "xgboost"
 MODEL, CHECKPOINT = "model.ubj", "checkpoint.ubj"
-ROUNDS = 200
-KEEP_EVERY = 25  # rounds
-_OURS = ("objective", "nthread", "n_jobs", "seed", "random_state", "num_class")
 
 
 def check(job: Job) -> None:
     """Raises:
     ExtraMissing: XGBoost is not installed.
-    TrainingInvalid: a parameter that the trainer sets itself.
+    TrainingInvalid: a parameter that the trainer sets itself, or no number of rounds.
     """
-    driver("xgboost", EXTRA)
-    taken = sorted(set(job.params) & set(_OURS))
-    if taken:
-        raise TrainingInvalid(
-            f"params name {', '.join(taken)}, which the trainer sets",
-            hint="XGBoost(cpus=…) and Training(seed=…) say as much; labels are 0 or 1",
-        )
-    _rounds(job.params)
+    _boosting.check(job, "xgboost", "XGBoost")
 
 
 def fit(job: Job) -> XGBoostModel:
@@ -47,17 +36,15 @@ def fit(job: Job) -> XGBoostModel:
     TrainingInvalid: XGBoost refused a parameter.
     Unavailable: the process died every time.
     """
-    content = _task.run(job, MODEL, train, _rounds(job.params))
-    return XGBoostModel(content, job.shape, _task.reports(job.folder / job.run_key))
+    content = _task.run(job, MODEL, train, _boosting.asked(job.params).rounds)
+    return XGBoostModel(content, job.shape, reports(job.folder / job.run_key))
 
 
 def train(work: _task.Work) -> bytes:
     """In the task."""
     import xgboost
 
-    params = dict(work.params)
-    rounds, patience = _rounds(params), params.pop("early_stopping_rounds", None)
-    params.pop("rounds", None)
+    rounds, patience, params = _boosting.asked(work.params)
     own = {"objective": "binary:logistic", "nthread": work.threads, "seed": work.training.seed}
     given = {"tree_method": "hist", "eval_metric": "logloss", "validate_parameters": True, **params, **own}
     before = None
@@ -66,7 +53,7 @@ def train(work: _task.Work) -> bytes:
     done = before.num_boosted_rounds() if before is not None else 0
     work.reported(done)
     parts = {
-        name: xgboost.DMatrix(_task.matrix(part), part.labels, nthread=work.threads)
+        name: xgboost.DMatrix(_task.matrix(part.arrays), part.labels, nthread=work.threads)
         for name, part in (("train", work.train), ("validation", work.validation))
     }
     callbacks: list[Any] = [_reports(work)]
@@ -97,19 +84,10 @@ def _reports(work: _task.Work) -> Any:
                 for metric, values in log.items()
             }
             rounds = model.num_boosted_rounds()
-            work.report({"round": rounds, **figures})  # first: what is kept has been reported
-            if rounds % KEEP_EVERY == 0:
-                work.keep(CHECKPOINT, bytes(model.save_raw("ubj")))
+            _boosting.told(work, rounds, figures, CHECKPOINT, lambda: bytes(model.save_raw("ubj")))
             return False
 
     return Reports()
-
-
-def _rounds(params: Any) -> int:
-    rounds = params.get("rounds", ROUNDS)
-    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
-        raise TrainingInvalid(f"rounds is {rounds!r}, not a number of trees", hint=f"rounds={ROUNDS}, say")
-    return rounds
 
 
 @dataclass
@@ -124,7 +102,7 @@ class XGBoostModel:
         import xgboost
 
         booster = xgboost.Booster(model_file=bytearray(self.content))
-        rows = _task.matrix(Part(arrays, np.zeros(0, dtype=np.float32)))
+        rows = _task.matrix(arrays)
         answered: np.ndarray = booster.predict(xgboost.DMatrix(rows))
         return answered
 
