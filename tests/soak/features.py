@@ -90,21 +90,28 @@ class Lane:
     def soak(self, kills: int, until: float) -> None:
         self._grow(0, range(self._keys))
         with repository(self.kind, self._frame(), FEATURES, engine=ENGINE, append="yes") as repo:
-            reader = threading.Thread(target=self._read, args=(repo,), daemon=True)
-            number = 0
-            try:
-                self._again(repo, repo.version, number)
-                self._check(repo, "the first run")
-                reader.start()
-                while self.met.total() < kills and time.monotonic() < until:
-                    number += 1
-                    self._round(repo, number)
-            except Exception as error:
-                self.findings.append(f"round {number}: {type(error).__name__}: {error}")
-            finally:
-                self._over.set()
-                if reader.is_alive():
-                    reader.join()
+            self._rounds(repo, kills, until)
+
+    def _first(self, repo: Repository) -> None:
+        self._again(repo, repo.version, 0)
+
+    def _rounds(self, repo: Repository, kills: int, until: float) -> None:
+        """After a first run, rounds while a reader looks; an error is a finding, and ends them."""
+        reader = threading.Thread(target=self._read, args=(repo,), daemon=True)
+        number = 0
+        try:
+            self._first(repo)
+            self._check(repo, "the first run")
+            reader.start()
+            while self.met.total() < kills and time.monotonic() < until:
+                number += 1
+                self._round(repo, number)
+        except Exception as error:
+            self.findings.append(f"round {number}: {type(error).__name__}: {error}")
+        finally:
+            self._over.set()
+            if reader.is_alive():
+                reader.join()
 
     def _round(self, repo: Repository, number: int) -> None:
         some = self._chance.sample(range(self._keys), self._keys // 2)

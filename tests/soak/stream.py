@@ -19,7 +19,6 @@ import pkgutil
 import secrets
 import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -114,22 +113,11 @@ class Stream(Lane):
             self._topic = f"t{secrets.token_hex(6)}"
             make(self._broker, self._topic)
             applied(repo.settings)
-            reader = threading.Thread(target=self._read, args=(repo,), daemon=True)
-            number = 0
-            try:
-                for _ in range(2):  # the first also waits for what runs are forked from
-                    self._finish(repo)
-                self._check(repo, "the first run")
-                reader.start()
-                while self.met.total() < kills and time.monotonic() < until:
-                    number += 1
-                    self._round(repo, number)
-            except Exception as error:
-                self.findings.append(f"round {number}: {type(error).__name__}: {error}")
-            finally:
-                self._over.set()
-                if reader.is_alive():
-                    reader.join()
+            self._rounds(repo, kills, until)
+
+    def _first(self, repo: Repository) -> None:
+        for _ in range(2):  # the first also waits for what runs are forked from
+            self._finish(repo)
 
     def _round(self, repo: Repository, number: int) -> None:
         self._send(number)

@@ -78,15 +78,20 @@ class Lake:
 
     # --- reading --------------------------------------------------------------------------------------
 
-    def scan(self, dataset: str, version: int | str | None = None) -> pl.LazyFrame:
-        """The rows of a version, the newest when None, in the order in which its files were committed.
+    def scan(
+        self, dataset: str, version: int | str | None = None, only: Sequence[str] | None = None
+    ) -> pl.LazyFrame:
+        """The rows of a version, the newest when None, in the order in which its files were committed; of
+        ``only`` some of its :meth:`files`, when given.
 
         Raises:
             NotFound: the dataset, or that version of it, does not exist.
         """
         table = self._open(dataset, version)
         # Part numbers are padded, so that the order of names is the order of rows.
-        files = sorted(table.file_uris())
+        files = sorted(
+            table.file_uris() if only is None else [f"{self.path(dataset)}/{file}" for file in only]
+        )
         content = pl.DataFrame(pa.schema(table.schema()).empty_table())
         if not files:
             return content.lazy()

@@ -20,7 +20,7 @@ from manta.features.on_demand import compute
 from manta.features.stale import refuse, stale_rows
 from manta.features.stores import Held, OnlineStore, open_store_of
 from manta.features.wire import decode_value
-from manta.features.wire_columns import column_decoder, keys_encoder
+from manta.features.wire_columns import column_decoder, each_once, keys_encoder
 
 # The types that callers tell apart; numbers are Python's, whatever their width in the store.
 _CALLERS_TYPE = {"int32": "int64", "float32": "float64"}
@@ -114,7 +114,7 @@ class OnlineReader:
     def _question(self, columns: Mapping[str, Sequence[Any]], at: Sequence[datetime]) -> _Question:
         known = self._known(columns, len(at))
         keys = [view.keys_of(known, len(at)) for view in self._views]
-        return _Question(known, _micros(at), keys, [_each_once(column) for column in keys])
+        return _Question(known, _micros(at), keys, [each_once(column) for column in keys])
 
     def _answered(self, question: _Question, held: list[Held]) -> Looked:
         known, at = question.known, question.at
@@ -330,10 +330,6 @@ def _note_nulls(
 @lru_cache(1024)
 def _when(micros: int | None) -> datetime | None:
     return None if micros is None else datetime.fromtimestamp(micros / 1e6, UTC)
-
-
-def _each_once(keys: Sequence[bytes | None]) -> list[bytes]:
-    return [key for key in dict.fromkeys(keys) if key is not None]
 
 
 def _micros(at: Sequence[datetime]) -> list[int]:

@@ -15,7 +15,7 @@ from manta.features.historical import side_of
 from manta.features.skew import SECOND, Facts, Values, typed
 from manta.features.stores import open_store_of
 from manta.features.wire import item_type
-from manta.features.wire_columns import column_decoder, keys_encoder
+from manta.features.wire_columns import column_decoder, each_once, keys_encoder
 
 _ROW = "__row"
 
@@ -78,7 +78,7 @@ def _held(
     encode = keys_encoder([(key.join_key, key.type) for key in view.keys])
     encoded = encode([column.to_list() for column in keys.get_columns()], height)
     with closing(open_store_of(service.store)) as store:
-        (there,) = store.rows([view]).fetch([[key for key in dict.fromkeys(encoded) if key is not None]])
+        (there,) = store.rows([view]).fetch([each_once(encoded)])
     places: dict[bytes | None, int] = {key: place for place, key in enumerate(there.keys)}
     found = [places.get(key) for key in encoded]
 

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -202,24 +201,13 @@ class _Online:
             FeaturesUnavailable, DefinitionInvalid: as :func:`execute`.
         """
         files = set(self.lake.files(self.dataset, version))
-        new = sorted(files - self.files)
-        newest = self._write(self._scan(new, version)) if new else None
+        new = files - self.files
+        newest = self._write(self.lake.scan(self.dataset, version, only=[*new])) if new else None
         self.files = files
         return newest
 
     def metrics(self) -> dict[str, Any]:
         return {"online": dict(self.keys), "future": self.future}
-
-    def _scan(self, files: Sequence[str], version: int) -> pl.LazyFrame:
-        folder = Path(self.lake.path(self.dataset))
-        schema = pl.DataFrame(self.lake.schema(self.dataset, version).empty_table()).schema
-        return pl.scan_parquet(
-            [folder / file for file in files],
-            glob=False,
-            hive_partitioning=False,
-            schema=schema,
-            missing_columns="insert",
-        )
 
     def _write(self, rows: pl.LazyFrame) -> int | None:
         until = round((datetime.now(UTC).timestamp() + FUTURE_SECONDS) * 1e6)

@@ -44,6 +44,11 @@ def keys_encoder(keys: Sequence[tuple[str, str]]) -> Keys:
     return together
 
 
+def each_once(keys: Sequence[bytes | None]) -> list[bytes]:
+    """Those keys, in order, without the missing ones."""
+    return [key for key in dict.fromkeys(keys) if key is not None]
+
+
 def _texts_after(sample: bytes) -> Callable[[Sequence[str]], list[bytes | None]]:
     head, size = sample[:-4], struct.Struct("<I").pack
     return lambda column: [head + size(len(data)) + data for data in map(str.encode, column)]
