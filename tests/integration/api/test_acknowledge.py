@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -27,7 +28,14 @@ def project(served: Served, types: dict[str, dict[str, str]]) -> dict[str, Any]:
 
 @pytest.fixture
 def live(served: Served) -> Served:
-    """Applied with ``SERVED``, and an endpoint that answers with a model of that time."""
+    """Applied with ``SERVED``, and an endpoint that answers with a model of that time.
+
+    The controller rests: it would start the run and look at the endpoint between the lines.
+    """
+    served.platform.controller.stop()
+    for thread in threading.enumerate():
+        if thread.name == "controller":
+            thread.join(timeout=30)
     ledger, body = served.platform.ledger, project(served, SERVED)
     repo, endpoint = (each["definition"] for each in body["described"])
     run = ledger.submit(
