@@ -18,6 +18,7 @@ MANTA_BENCH_STORES where ("sqlite,redis,postgres").
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -64,6 +65,33 @@ def _measure(repo: Repository, users: list[int], rounds: int) -> None:
         f"{slow / calls * 1e6:8.0f} µs: {ratio:.1f} x; 4 x is wanted (single calls in turn: {single:.1f} x)",
         flush=True,
     )
+    if (bare := _bare(repo)) is not None and len(users) == 1:
+        least, _, most = compare(_times(calls, bare), _times(calls, theirs), max(7, rounds // calls))
+        print(
+            f"{'':9} the bare round trip to the server: {least / calls * 1e6:8.0f} µs; a reader that "
+            f"did nothing else would be {most:.1f} x",
+            flush=True,
+        )
+
+
+def _bare(repo: Repository) -> Callable[[], Any] | None:
+    """The least that can be asked of the store's server; None of a store that has none."""
+    if repo.kind == "redis":
+        link = socket.create_connection(("127.0.0.1", repo.server.port))
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def ping() -> None:
+            link.sendall(b"PING\r\n")
+            assert link.recv(100) == b"+PONG\r\n"
+
+        return ping
+    if repo.kind == "postgres":
+        import psycopg
+
+        connection = psycopg.connect(repo.server.url, autocommit=True).pgconn
+        connection.prepare(b"bare", b"SELECT 1", [])
+        return lambda: connection.exec_prepared(b"bare", [], [], 1)
+    return None
 
 
 def _times(calls: int, function: Callable[[], Any]) -> Callable[[], None]:

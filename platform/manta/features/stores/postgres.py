@@ -13,15 +13,15 @@ import asyncio
 import struct
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain, groupby
+from itertools import chain, groupby, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from manta.definitions.sources import driver
 from manta.errors import FeaturesUnavailable, SettingsInvalid
-from manta.features.compiled import View
+from manta.features.compiled import Feature, View
 from manta.features.stores import Held
 from manta.features.stores._held import held_of, place_of
 from manta.secrets import redactor, resolve
@@ -40,6 +40,7 @@ _BYTEA, _BYTEA_ARRAY = 17, 1001
 _U16, _I32 = struct.Struct("!H"), struct.Struct("!i")
 _NULL = _I32.pack(-1)
 _CONNECTION = ("host", "port", "user", "password", "sslmode", "keepalives_idle")
+_COLUMNS = "entity_key, feature_name, value, value_text, event_ts, created_ts"
 _FILES = {"sslkey_path": "sslkey", "sslcert_path": "sslcert", "sslrootcert_path": "sslrootcert"}
 
 
@@ -89,17 +90,18 @@ class PostgresStore:
         ):
             cursor = connection.cursor()
             cursor.execute(_table(view))
-            cursor.execute(_temporary(view))
-            with cursor.copy("COPY now_there FROM STDIN (FORMAT BINARY)") as copy:
-                for piece in _copied(view, keys, rows):
-                    copy.write(piece)
-            cursor.execute("ANALYZE now_there")
-            cursor.execute(_upsert(view, whole))
-            if whole:
-                cursor.execute(
-                    f"DELETE FROM {quoted(view.table)} AS t WHERE NOT EXISTS "
-                    "(SELECT FROM now_there AS n WHERE n.entity_key = t.entity_key)"
-                )
+            if whole and _is_empty(cursor, view):
+                _copy(cursor, f"{quoted(view.table)} ({_COLUMNS})", _long(view, keys, rows))
+            else:
+                cursor.execute(_temporary(view))
+                _copy(cursor, "now_there", _wide(view, keys, rows))
+                cursor.execute("ANALYZE now_there")
+                cursor.execute(_upsert(view, whole))
+                if whole:
+                    cursor.execute(
+                        f"DELETE FROM {quoted(view.table)} AS t WHERE NOT EXISTS "
+                        "(SELECT FROM now_there AS n WHERE n.entity_key = t.entity_key)"
+                    )
             _check_counts(cursor, view, rows.height, whole)
 
     def prepare(self) -> None:
@@ -344,30 +346,82 @@ def _temporary(view: View) -> str:
     )
 
 
-def _copied(view: View, keys: list[bytes], rows: pl.DataFrame) -> Iterator[bytes]:
-    """The rows of the temporary table, in the binary form of COPY."""
-    from manta.features.stores._columns import batches, fixed, texts_of, values_of
+def _is_empty(cursor: Any, view: View) -> bool:
+    """Whether nothing is there; if so, no other writes into it before this transaction ends."""
+    table = quoted(view.table)
+    if cursor.execute(f"SELECT FROM {table} LIMIT 1").fetchone() is not None:
+        return False
+    cursor.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
+    return cursor.execute(f"SELECT FROM {table} LIMIT 1").fetchone() is None
 
-    yield b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
+
+def _copy(cursor: Any, into: str, columns: Iterator[list[Iterable[bytes]]]) -> None:
+    """``columns``, a batch of rows at a time, in the binary form of COPY, each row's first with its width."""
+    with cursor.copy(f"COPY {into} FROM STDIN (FORMAT BINARY)") as copy:
+        copy.write(b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0))
+        for batch in columns:
+            # The first is of bytes for each row; what is the same for all has no end.
+            copy.write(b"".join(chain.from_iterable(zip(*batch, strict=False))))
+        copy.write(b"\xff\xff")
+
+
+def _wide(view: View, keys: list[bytes], rows: pl.DataFrame) -> Iterator[list[Iterable[bytes]]]:
+    """A row for each key, as the temporary table has it."""
     width = _U16.pack(3 + 2 * len(view.features))
+    for some, batch in _batches(keys, rows):
+        columns: list[Iterable[bytes]] = [_cells(some, width), *_times(batch)]
+        for feature in view.features:
+            columns += _feature(feature, batch)
+        yield columns
+
+
+def _long(view: View, keys: list[bytes], rows: pl.DataFrame) -> Iterator[list[Iterable[bytes]]]:
+    """A row for each key and feature, as Feast has it, in the order of the primary key."""
+    features = sorted(view.features, key=lambda each: each.name)
+    for some, batch in _batches(keys, rows):
+        cells = _cells(some, _U16.pack(len(_COLUMNS.split(","))))
+        times = [event + created for event, created in zip(*_times(batch), strict=True)]
+        columns: list[Iterable[bytes]] = []
+        for feature in features:
+            name = feature.name.encode()
+            columns += [cells, repeat(_I32.pack(len(name)) + name), *_feature(feature, batch), times]
+        yield columns
+
+
+def _batches(keys: list[bytes], rows: pl.DataFrame) -> Iterator[tuple[list[bytes], pl.DataFrame]]:
+    from manta.features.stores._columns import batches
+
     for number, batch in enumerate(batches(rows, KEYS_PER_PART)):
         first = number * KEYS_PER_PART
-        columns = [[width + _I32.pack(len(key)) + key for key in keys[first : first + batch.height]]]
-        for name in ("__ts", "__created"):
-            micros = (batch[name] - YEAR_2000).fill_null(0).to_numpy().astype(">i8")
-            columns.append(fixed(_I32.pack(8), micros))
-            for at in batch[name].is_null().arg_true().to_list():
-                columns[-1][at] = _NULL
-        for feature in view.features:
-            values = values_of(feature.type, batch[feature.name])
-            columns.append([_I32.pack(len(value)) + value for value in values])
-            texts = (
-                None if text is None else text.encode()
-                for text in texts_of(feature.type, batch[feature.name])
-            )
-            columns.append([_NULL if text is None else _I32.pack(len(text)) + text for text in texts])
-        yield b"".join([piece for row in zip(*columns, strict=True) for piece in row])
-    yield b"\xff\xff"
+        yield keys[first : first + batch.height], batch
+
+
+def _cells(values: Iterable[bytes], before: bytes = b"") -> list[bytes]:
+    return [before + _I32.pack(len(value)) + value for value in values]
+
+
+def _times(batch: pl.DataFrame) -> list[list[bytes]]:
+    """When it happened and when it was written."""
+    from manta.features.stores._columns import fixed
+
+    columns = []
+    for name in ("__ts", "__created"):
+        micros = (batch[name] - YEAR_2000).fill_null(0).to_numpy().astype(">i8")
+        columns.append(fixed(_I32.pack(8), micros))
+        for at in batch[name].is_null().arg_true().to_list():
+            columns[-1][at] = _NULL
+    return columns
+
+
+def _feature(feature: Feature, batch: pl.DataFrame) -> list[list[bytes]]:
+    """Its value, and its text for Feast's filters."""
+    from manta.features.stores._columns import texts_of, values_of
+
+    texts = (None if text is None else text.encode() for text in texts_of(feature.type, batch[feature.name]))
+    return [
+        _cells(values_of(feature.type, batch[feature.name])),
+        [_NULL if text is None else _I32.pack(len(text)) + text for text in texts],
+    ]
 
 
 def _upsert(view: View, whole: bool) -> str:
@@ -386,7 +440,7 @@ def _upsert(view: View, whole: bool) -> str:
     )
     return (
         f"INSERT INTO {quoted(view.table)} AS held "
-        "(entity_key, feature_name, value, value_text, event_ts, created_ts) "
+        f"({_COLUMNS}) "
         "SELECT entity_key, name, value, text, event_ts, created_ts FROM now_there "
         f"CROSS JOIN LATERAL (VALUES {spread}) AS feature (name, value, text) "
         "ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, "
