@@ -247,6 +247,28 @@ def test_writers_at_once_leave_the_newest(store: OnlineStore, facts: dict[str, A
     }
 
 
+@pytest.mark.parametrize("online_kind", ["sqlite", "postgres"], indirect=True)
+def test_who_writes_a_view_whole_at_once_with_others_leaves_what_one_of_them_wrote(
+    store: OnlineStore, facts: dict[str, Any]
+) -> None:
+    """From an empty view on: there is nothing yet that a second writer could wait for."""
+    keys = [(user, "a") for user in range(3000)]
+    together = threading.Barrier(4)
+
+    def write(writer: int) -> None:
+        with closing(open_store_of(facts)) as own:
+            together.wait()
+            mine = keys[writer:]  # each has other keys, too
+            own.write(VIEW, frame(*((*key, NOW + writer, None, float(writer)) for key in mine)), whole=True)
+
+    store.write(VIEW, frame(), whole=True)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    there = held(store, *keys)
+    (left,) = set(there.values())
+    assert there == dict.fromkeys(keys[int(left[0]) :], left)
+
+
 @pytest.mark.parametrize("online_kind", ["redis"], indirect=True)
 def test_keys_of_a_project_whose_name_ends_alike_stay(facts: dict[str, Any]) -> None:
     other = {**facts, "project": "my-test"}
