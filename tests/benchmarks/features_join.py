@@ -13,7 +13,7 @@ that is faster. The views are worked on side by side, a core each.
 From disk (`in_process_rows` passed), splitting and spilling come on top.
 
 Feast's duckdb store joins every row of a key with every other before it ranks them, so its time grows with
-the rows of a key (MANTA_BENCH_PER_KEY, 10); ours does not.
+the rows of a key (MANTA_BENCH_PER_KEY, "10,100"); ours does not.
 
 MANTA_BENCH_ROWS are the entity rows and the rows of each view (1000000), MANTA_BENCH_ROUNDS how often (3),
 MANTA_BENCH_PEERS which others there are ("polars,duckdb,dask"); Feast's duckdb store needs ibis, for which a
@@ -40,7 +40,7 @@ import polars as pl
 ROWS = int(os.environ.get("MANTA_BENCH_ROWS", "1000000"))
 ROUNDS = int(os.environ.get("MANTA_BENCH_ROUNDS", "3"))
 LARGE = int(os.environ.get("MANTA_BENCH_LARGE", "20000000"))
-PER_KEY = int(os.environ.get("MANTA_BENCH_PER_KEY", "10"))
+PER_KEY = [int(each) for each in os.environ.get("MANTA_BENCH_PER_KEY", "10,100").split(",")]
 PEERS = os.environ.get("MANTA_BENCH_PEERS", "polars,duckdb,dask").split(",")
 WANTED = {"polars": 1 / 1.5, "duckdb": 8.0, "dask": 25.0}
 FEATURES = 3
@@ -119,15 +119,16 @@ for line in sys.stdin:
 def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="bench", dir=os.environ.get("MANTA_BENCH_FOLDER", "/tmp")))
     try:
-        compare(folder)
+        for per_key in PER_KEY:
+            compare(folder, per_key)
         if LARGE:
             large(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def compare(folder: Path) -> None:
-    write(folder, ROWS, views=2)
+def compare(folder: Path, per_key: int) -> None:
+    write(folder, ROWS, 2, per_key)
     peers = {"manta": Peer("manta", folder, 2, {"in_process_rows": 2**40})}
     for kind in PEERS:
         python = duckdb_python(folder) if kind == "duckdb" else sys.executable
@@ -140,7 +141,8 @@ def compare(folder: Path) -> None:
     for peer in peers.values():
         peer.close()
     ours = told.pop("manta")
-    print(f"{ROWS:,} entity rows × 2 views of {ROWS:,}: manta {shown(ours)}")
+    rows = f"{ROWS:,} entity rows × 2 views of {ROWS:,}, {per_key} rows a key"
+    print(f"{rows}: manta {shown(ours)}", flush=True)
     for kind, theirs in told.items():
         pairs = list(zip(ours, theirs, strict=True))
         ratio = median(other["seconds"] / mine["seconds"] for mine, other in pairs)
@@ -154,7 +156,7 @@ def compare(folder: Path) -> None:
 
 def large(folder: Path) -> None:
     """Three views in bounded memory, one process; its peak beyond what it holds when idle."""
-    write(folder, LARGE, views=3)
+    write(folder, LARGE, 3, PER_KEY[0])
     peer = Peer("manta", folder, 3, {"spill": str(folder / "spill")})
     told = peer.ask()
     peer.close()
@@ -211,9 +213,9 @@ class Peer:
         return line.strip()
 
 
-def write(folder: Path, rows: int, views: int) -> None:
+def write(folder: Path, rows: int, views: int, per_key: int) -> None:
     random = np.random.default_rng(1)
-    users = max(1, rows // PER_KEY)
+    users = max(1, rows // per_key)
 
     def times() -> Any:
         return np.datetime64("2024-01-01", "us") + random.integers(0, 30 * 86_400 * 10**6, rows)
