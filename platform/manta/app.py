@@ -24,6 +24,7 @@ from manta.ledger.comparison import Comparison, comparison_of
 from manta.ledger.database import now
 from manta.ledger.endpoints import EndpointRow
 from manta.ledger.lineage import DEPTH, SIZE
+from manta.ledger.manifest import Manifest
 from manta.ledger.records import Direction, Lineage
 from manta.ledger.runs import ACTIVE, Attempt, Run, State
 from manta.ledger.store import Event, Ledger
@@ -279,6 +280,7 @@ class Platform:
             priority=policy.priority,
             deadline_at=now() + timedelta(seconds=policy.deadline) if policy.deadline else None,
             adopted=adopted,
+            commit=project.commit,
         )
 
     def _check_package(self, package: str) -> None:
@@ -351,10 +353,19 @@ class Platform:
             params=first.params,
             priority=first.priority,
             replay_of=first.id,
+            commit=first.commit,
             by=by,
         )
         self.controller.wake()
         return run
+
+    def manifest(self, run_id: int) -> Manifest:
+        """All that decides what a run makes, and one id of it.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        return self.ledger.manifest(run_id)
 
     def comparison(self, run_id: int) -> Comparison:
         """Whether a replay made the same as the run that it repeats.

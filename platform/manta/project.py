@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pathspec
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 import manta
 from manta.definitions import Definition, FeatureRepo, Ingest, Ref, StaysUp, StreamFeatures, from_json
@@ -30,6 +30,7 @@ MOST_BYTES = 64 * 2**20
 MOST_FILES = 20_000
 LOAD_TRIES = 3
 DESCRIBE_SECONDS = 180
+GIT_SECONDS = 20
 
 
 class Described(BaseModel):
@@ -47,7 +48,8 @@ class Described(BaseModel):
 
 
 class Project(BaseModel):
-    """A loaded project. ``sources`` maps ingests to tokens of their sources' present state."""
+    """A loaded project. ``sources`` maps ingests to tokens of their sources' present state; ``commit`` is as
+    :func:`commit_of` gives it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,6 +57,7 @@ class Project(BaseModel):
     package: str
     described: tuple[Described, ...]
     sources: dict[str, str] = {}
+    commit: str = Field(default="", max_length=64)
 
     def jobs(self) -> dict[str, tuple[Definition, str]]:
         """Name → definition and fingerprint, of what ends."""
@@ -96,10 +99,26 @@ def load(settings: Settings) -> tuple[Project, bytes]:
     if "problem" in answer:
         raise from_problem(answer["problem"])
     described = tuple(Described(**each) for each in answer["definitions"])
-    project = Project(name=settings.project, package=package, described=described)
+    project = Project(name=settings.project, package=package, described=described, commit=commit_of(root))
     _check_references(project)
     _check_streams(project)
     return project.model_copy(update={"sources": _observe(project, root)}), content
+
+
+def commit_of(root: Path) -> str:
+    """The commit of git that the folder is in, with ``+changes`` where a file of it has not been committed;
+    empty where there is no repository, or no git."""
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return f"{head}+changes" if _git(root, "status", "--porcelain", "--", ".") else head
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(root: Path, *words: str) -> str:
+    asked = ["git", "-C", str(root), "--no-optional-locks", *words]
+    told = subprocess.run(asked, capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
+    return told.stdout.strip()
 
 
 def _packed_and_described(settings: Settings) -> tuple[str, bytes, dict[str, Any]]:

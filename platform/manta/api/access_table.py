@@ -75,6 +75,7 @@ TABLE: Mapping[tuple[str, str], Rule] = {
     ("GET", R + "/events"): Rule(Where.RUN, VIEWER),
     ("GET", R + "/attempts"): Rule(Where.RUN, VIEWER),
     ("GET", R + "/logs"): Rule(Where.RUN, VIEWER),
+    ("GET", R + "/manifest"): Rule(Where.RUN, VIEWER),
     ("GET", R + "/comparison"): Rule(Where.RUN, VIEWER),
     ("POST", R + "/stop"): Rule(Where.RUN, DEVELOPER),
     ("POST", R + "/replay"): Rule(Where.RUN, DEVELOPER),

@@ -22,6 +22,7 @@ from manta.api.context import (
     page_of,
 )
 from manta.ledger.comparison import Comparison
+from manta.ledger.manifest import Manifest
 from manta.ledger.runs import Attempt, Run
 from manta.project import Project
 
@@ -157,6 +158,12 @@ def stop(run_id: RunId, platform: Served, by: By) -> Run:
 def replay(run_id: RunId, platform: Served, by: By) -> Run:
     """Run it again, from the very versions that it read. What that makes becomes nobody's newest."""
     return platform.replay(run_id, by=by)
+
+
+@router.get("/v1/runs/{run_id}/manifest", operation_id="manifest")
+def manifest(run_id: RunId, platform: Served) -> Manifest:
+    """All that decides what the run makes: code, parameters, versions read, environment; and one id of it."""
+    return platform.manifest(run_id)
 
 
 @router.get("/v1/runs/{run_id}/comparison", operation_id="comparison")

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from manta.cli.display import console
 from manta.cli.door import AsJson, platform, print_json
+from manta.ledger.manifest import differences
 
 
 def replay(
@@ -22,9 +23,14 @@ def replay(
             console.print(f"run {again} repeats run {run_id}", highlight=False)
         client.wait(again)
         found = client.comparison(again)
+        apart = differences(client.manifest(run_id), client.manifest(again))
     if as_json:
-        print_json(found)
+        print_json(found.model_dump(mode="json") | {"made_from": apart})
     else:
+        for line in apart:
+            console.print(f"[yellow]not as then:[/] {escape(line)}", highlight=False)
+        if not apart:
+            console.print("made from the same: the manifests are equal", highlight=False)
         for each in found.outputs:
             sign = "[green]=[/]" if each.equal else "[red]≠[/]"
             detail = f": {escape(each.detail)}" if each.detail else ""

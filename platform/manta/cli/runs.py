@@ -134,20 +134,33 @@ def runs(
         )
 
 
-def show_run(run_id: RunId, as_json: AsJson = False) -> None:
+def show_run(
+    run_id: RunId,
+    as_json: AsJson = False,
+    manifest: Annotated[
+        bool, typer.Option("--manifest", help="All that decides what it makes, as JSON, and one id of it.")
+    ] = False,
+) -> None:
     """Show one run: how it went, attempt by attempt, what it read and what it made."""
     client = platform()
+    if manifest:
+        print_json(client.manifest(run_id))
+        return
     found = client.look(run_id)
     attempts, events = client.attempts(run_id), client.events(run_id)
     if as_json:
         tries = [each.model_dump(mode="json") for each in attempts]
         happened = [each.model_dump(mode="json") for each in events]
-        print_json(found.model_dump(mode="json") | {"attempts": tries, "events": happened})
+        print_json(
+            found.model_dump(mode="json")
+            | {"attempts": tries, "events": happened, "manifest": client.manifest(run_id).id}
+        )
         return
     console.print(status_line(found))
     table = Table(box=None, show_header=False, padding=(0, 1))
     by = f"{found.submitted_by}, {age(found.created_at)}"
     table.add_row("submitted", "", f"by {by}" if found.submitted_by else age(found.created_at))
+    table.add_row("manifest", "", f"{client.manifest(run_id).id[:16]} (--manifest: all of it)")
     for each in attempts:
         ended = f"{each.end_reason or ''} {each.message.splitlines()[0] if each.message else ''}".strip()
         table.add_row("attempt", str(each.number), ended or "at work")

@@ -16,6 +16,7 @@ from manta.client.handle import RunHandle
 from manta.client.transport import Transport, segment
 from manta.errors import MantaError, NotFound, PlatformDown, RunFailed, Unavailable
 from manta.ledger.comparison import Comparison
+from manta.ledger.manifest import Manifest
 from manta.ledger.records import Direction, Entry, Key, Lineage, Verdict
 from manta.ledger.runs import Attempt, Run, State
 from manta.plan import Action, Plan
@@ -273,6 +274,10 @@ class Client:
     def replay(self, run_id: int) -> RunHandle:
         """Run it again from the versions that it read. Its comparison: :meth:`comparison` of the new run."""
         return RunHandle(self, Run(**self.call("POST", f"/v1/runs/{run_id}/replay")))
+
+    def manifest(self, run_id: int) -> Manifest:
+        """All that decides what a run makes, and one id of it: two runs of one id differ in nothing."""
+        return Manifest(**self.call("GET", f"/v1/runs/{run_id}/manifest"))
 
     def comparison(self, run_id: int) -> Comparison:
         """Whether a replay made the same as the run that it repeats.

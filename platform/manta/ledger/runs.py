@@ -120,6 +120,8 @@ class Run(BaseModel):
         not_before: when a lost attempt may be tried again.
         deadline_at: when it must have ended, whatever its state.
         replay_of: the run that it repeats.
+        commit: of git, where the project was in a repository when it was submitted; with ``+changes`` where
+            files of it had not been committed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -151,6 +153,7 @@ class Run(BaseModel):
     not_before: datetime | None = None
     deadline_at: datetime | None = None
     replay_of: int | None = None
+    commit: str = ""
     inputs: tuple[Version, ...] = ()
     outputs: tuple[Version, ...] = ()
 

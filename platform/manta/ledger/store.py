@@ -23,6 +23,7 @@ from manta.ledger.aliases import Aliases
 from manta.ledger.database import Database, now
 from manta.ledger.leases import Leases
 from manta.ledger.lineage import Histories
+from manta.ledger.manifest import Manifest, manifest_of
 from manta.ledger.projects import Projects
 from manta.ledger.requests import Requests
 from manta.ledger.runs import ACTIVE, WORKING, Attempt, EndReason, Progress, Run, State, Version, check_move
@@ -90,6 +91,7 @@ class Ledger:
         deadline_at: datetime | None = None,
         replay_of: int | None = None,
         adopted: str = "",
+        commit: str = "",
     ) -> Run:
         """Record a run as QUEUED. The same idempotency ``key`` again gives the run it gave first.
 
@@ -123,6 +125,7 @@ class Ledger:
             "priority": priority,
             "deadline_at": deadline_at,
             "replay_of": replay_of,
+            "commit": commit,
         }
         try:
             with self._db.write() as db:
@@ -215,6 +218,14 @@ class Ledger:
         query = select(t.attempts).where(t.attempts.c.run_id == run_id).order_by(t.attempts.c.number)
         with self._db.read() as db:
             return [Attempt(**row) for row in db.execute(query).mappings()]
+
+    def manifest(self, run_id: int) -> Manifest:
+        """All that decides what the run makes, as far as it is known by now.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        return manifest_of(self.run(run_id), self.versions.inputs(run_id), self.attempts(run_id))
 
     def events(self, run_id: int) -> list[Event]:
         """Oldest first."""

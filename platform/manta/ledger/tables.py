@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import UniqueConstraint as Unique
 
-HEAD = "0002"  # the newest migration: a ledger that is there already need not load Alembic
+HEAD = "0003"  # the newest migration: a ledger that is there already need not load Alembic
 
 metadata = MetaData()
 
@@ -74,13 +74,14 @@ runs = Table(
     Column("ended_at", Instant),
     Column("heartbeat_at", Instant),
     # Who submitted it; through manta ("manta") or straight to Ray ("ray"); which queued run goes first; not
-    # before when it is tried again; when it must have ended; the run that it repeats.
+    # before when it is tried again; when it must have ended; the run that it repeats; its project's commit.
     Column("submitted_by", String(128), nullable=False, server_default=""),
     Column("origin", String(16), nullable=False, server_default="manta"),
     Column("priority", Integer, nullable=False, server_default=text("0")),
     Column("not_before", Instant),
     Column("deadline_at", Instant),
     Column("replay_of", Integer),
+    Column("commit", String(64), nullable=False, server_default=""),
     Index("ix_runs_project_id", "project", "id"),
     Index("ix_runs_project_job_id", "project", "job", "id"),
     sqlite_autoincrement=True,  # an id is never given twice, so that a submission's name is unique for good

@@ -89,7 +89,11 @@ def execute(context: RunContext) -> None:
             params={**job.params, **_described(training, data.encoding), **rows},
             metrics=outcome.metrics | {"parity": parity},
             reports=model.reports,
-            tags={"manta.digest": digest, **{f"manta.read.{ref}": at for ref, at in versions.items()}},
+            tags={
+                "manta.digest": digest,
+                "manta.manifest": context.ledger.manifest(context.run.id).id,
+                **{f"manta.read.{ref}": at for ref, at in versions.items()},
+            },
             figures=figures,
             location=location,
         )
@@ -178,6 +182,8 @@ def _features(
     from manta.features.training_set import training_set
 
     name = training.features
+    if any(isinstance(gate, Parity) for gate in training.gates):
+        context.read("online", name)  # asked about later; it belongs to what the run is made from
     manifest, service = _service(context, training)
     datasets = {
         dataset: int(context.read("dataset", dataset).version)

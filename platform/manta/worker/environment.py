@@ -16,13 +16,17 @@ LOCK = "requirements.lock"
 
 def describe(root: Path) -> dict[str, Any]:
     """``python``, ``manta``, ``platform``; ``lock``, a hash of the names and versions of all distributions on
-    the path; and, where the project in ``root`` has a requirements.lock, ``project_lock``, a hash of it."""
+    the path; ``machine``, its processor and how many cores this process may use, and ``gpus``, where there
+    are any; and, where the project in ``root`` has a requirements.lock, ``project_lock``, a hash of it."""
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "manta": manta.__version__,
         "platform": f"{sys.platform}-{platform.machine()}",
         "lock": _digest("\n".join(sorted(_distributions())).encode()),
+        "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
     }
+    if gpus := _gpus():
+        found["gpus"] = gpus
     own = root / LOCK
     if own.is_file():
         found["project_lock"] = _digest(own.read_bytes())
@@ -36,6 +40,21 @@ def _distributions() -> set[str]:
         for name in os.listdir(folder):
             if name.endswith((".dist-info", ".egg-info")):
                 found.add(name.rpartition(".")[0].lower())
+    return found
+
+
+def _processor() -> str:
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    named = (line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    """Their models, by the driver's own files: asking a framework would load it."""
+    found = []
+    for told in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        named = (line for line in told.read_text().splitlines() if line.startswith("Model:"))
+        found += [line.partition(":")[2].strip() for line in named]
     return found
 
 
