@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray.train import DataConfig, UserCallback
 
+from manta.training.checkpoints import seal
+
 if TYPE_CHECKING:
     import ray.data
 
@@ -48,12 +50,14 @@ def run_loop(config: dict[str, Any]) -> None:
 
 
 class Reports(UserCallback):
-    """Keeps what rank 0 reports, one line of JSON each. Lives in the controller."""
+    """Keeps what rank 0 reports, one line of JSON each, and seals checkpoints. Lives in the controller."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if checkpoint is not None:
+            seal(Path(checkpoint.path), metrics[0])
         with self._path.open("a") as lines:
             lines.write(json.dumps(metrics[0], default=str) + "\n")
 

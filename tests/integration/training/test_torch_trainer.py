@@ -101,3 +101,26 @@ def test_a_module_that_cannot_work_is_refused_before_training(
 def test_an_unknown_trainer() -> None:
     with pytest.raises(TrainingInvalid, match="no trainer 'abacus'"):
         trainer("abacus")
+
+
+def test_a_broken_checkpoint_falls_back_to_the_one_before(
+    ray_cluster: None, bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Between two attempts a disk loses the end of the newest; then half of Ray Train's own list."""
+    one = {"trainer": Torch(workers=1)}
+    folder = bench.settings.home / "training" / "test-1"
+    trainer("torch").fit(job(bench, one, epochs=2))
+    newest = sorted(folder.glob("checkpoint_2*"))[-1]
+    content = (newest / "model.pt").read_bytes()
+    (newest / "model.pt").write_bytes(content[:-10])
+    again = trainer("torch").fit(job(bench, one, epochs=2))
+    assert f"checkpoint {newest.name} is broken" in caplog.text
+    assert [(each["epoch"], each["first"]) for each in again.reports] == [(1, 1), (2, 1), (2, 2)]
+
+    caplog.clear()
+    (folder / "finished.json").unlink()
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(snapshot.read_text()[:100])
+    more = trainer("torch").fit(job(bench, one, epochs=3))
+    assert "list of checkpoints was cut off" in caplog.text
+    assert [(each["epoch"], each["first"]) for each in more.reports[3:]] == [(3, 3)]

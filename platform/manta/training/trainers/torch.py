@@ -19,6 +19,7 @@ import numpy as np
 
 from manta.definitions import Torch, load_function
 from manta.errors import MantaError, TrainingInvalid, Unavailable
+from manta.training.checkpoints import broken, mend
 from manta.training.encoder import Arrays
 from manta.training.loop import Dealt, Reports, run_loop
 from manta.training.trainers import Job, Part
@@ -61,12 +62,16 @@ def fit(job: Job) -> TorchModel:
     Unavailable: the cluster had no room for the workers, or they kept dying.
     """
     finished = job.folder / job.run_key / "finished.json"
-    if not finished.exists():
+    if not finished.exists() or broken(_named_in(finished)):
         checkpoint = _run(job)
         finished.with_suffix(".part").write_text(json.dumps({"checkpoint": checkpoint.name}))
         finished.with_suffix(".part").rename(finished)
-    checkpoint = finished.parent / json.loads(finished.read_text())["checkpoint"]
-    return _load(job, checkpoint)
+    return _load(job, _named_in(finished))
+
+
+def _named_in(finished: Path) -> Path:
+    checkpoint: str = json.loads(finished.read_text())["checkpoint"]
+    return finished.parent / checkpoint
 
 
 def _how(job: Job) -> Torch:
@@ -113,6 +118,7 @@ def _run(job: Job) -> Path:
     )
     for tries_left in reversed(range(TRIES)):
         try:
+            mend(folder)
             with followed(job, folder, _epochs(job), _load_exporter):
                 result = trainer.fit()
         except TrainingFailedError as error:
