@@ -99,20 +99,22 @@ class RayHead:
 
     def kill(self, chance: random.Random) -> None:
         """SIGKILL its processes; by chance with the runs on it, as a machine that dies, or without them."""
-        mark = f"{self._settings.home}:ray"
-        leaders = [
-            processes.Started(part.pid, psutil.Process(part.pid).create_time())
-            for part in self._local.status()
-            if part.pid
-        ]
-        found = processes.belonging(mark, leaders)
         with_runs = chance.random() < 0.5
-        for process in found:
+        for process in self.processes():
             try:
                 if with_runs or "manta.worker" not in " ".join(process.cmdline()):
                     process.kill()
             except psutil.NoSuchProcess:
                 continue
+
+    def processes(self) -> list[psutil.Process]:
+        """Its own, and those of what runs on it."""
+        leaders = [
+            processes.Started(part.pid, psutil.Process(part.pid).create_time())
+            for part in self._local.status()
+            if part.pid
+        ]
+        return processes.belonging(f"{self._settings.home}:ray", leaders)
 
     def stop(self) -> None:
         self._local.down(lambda *_told: None)
