@@ -39,6 +39,7 @@ EPOCHS, ROWS, BATCH, PAUSE = 8, 16_000, 400, 0.02
 VICTIMS = {"worker": 5, "controller": 2, "driver": 3, "head": 1}
 TITLES = {"worker": "RayTrainWorker", "controller": "TrainController"}
 KILLS_A_TRAINING = 4
+AMONG_STEPS = 0.75  # of the kills: the rest meet processes that start or end
 ATTEMPT_SECONDS = 300.0
 CLOSE = 1e-6  # of losses of the same work
 
@@ -54,7 +55,7 @@ class Soak:
         settings = Settings(project="soak", root=folder, home=folder / ".manta", ports=free_ports())
         self._settings = settings._resolved()
         self._head = RayHead(self._settings)
-        self._seconds = 20.0
+        self._seconds = self._working = 0.0  # an undisturbed training takes, and its steps
 
     def run(self, kills: int) -> dict[int, float]:
         """Gives the undisturbed losses."""
@@ -75,6 +76,8 @@ class Soak:
         process = self._begin(f"calm-{seed}", seed)
         process.wait(ATTEMPT_SECONDS)
         self._seconds = time.monotonic() - began
+        times = [float(line.split()[2]) for line in self._steps(f"calm-{seed}").read_text().splitlines()]
+        self._working = times[-1] - times[0]
         return self._loss(f"calm-{seed}")
 
     def _disturbed(self, number: int, losses: dict[int, float]) -> None:
@@ -82,12 +85,8 @@ class Soak:
         process = self._begin(key, seed)
         for _ in range(self._chance.randint(1, KILLS_A_TRAINING)):
             victim = self._chance.choices(list(VICTIMS), list(VICTIMS.values()))[0]
-            pause = self._chance.uniform(0, self._seconds)
-            try:
-                process.wait(pause)
-                break  # it was quicker
-            except subprocess.TimeoutExpired:
-                pass
+            if self._ended(process, key):
+                break
             if not self._kill(victim, process):
                 continue
             self.met[victim] += 1
@@ -108,6 +107,20 @@ class Soak:
         if not abs(found - losses[seed]) <= CLOSE:
             self.findings.append(f"{key}: the loss is {found}, undisturbed {losses[seed]} (seed {seed})")
         self._count_steps(key)
+
+    def _ended(self, process: subprocess.Popen[bytes], key: str) -> bool:
+        """Returns at a random moment: mostly while steps are made, else from now on; or when it has ended."""
+        pause, steps = self._chance.uniform(0, self._seconds), self._steps(key)
+        if self._chance.random() < AMONG_STEPS:
+            pause, before = self._chance.uniform(0, self._working), _size(steps)
+            until = time.monotonic() + ATTEMPT_SECONDS
+            while _size(steps) == before and process.poll() is None and time.monotonic() < until:
+                time.sleep(0.05)
+        try:
+            process.wait(pause)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _kill(self, victim: str, driver: subprocess.Popen[bytes]) -> bool:
         """Whether there was one."""
@@ -153,7 +166,7 @@ class Soak:
         each = -(-(ROWS // 2) // BATCH)
         lines = (line.split() for line in self._steps(key).read_text().splitlines())
         spans = [
-            [int(step) for _, step in of] for _, of in groupby(lines, key=lambda line: line[0])
+            [int(step) for _, step, _ in of] for _, of in groupby(lines, key=lambda line: line[0])
         ]  # of one process after the other
         for before, after in pairwise(spans):
             lost = before[-1] - after[0] + 1
@@ -164,6 +177,10 @@ class Soak:
                 )
             if lost < 0:
                 self.findings.append(f"{key}: {-lost} steps were left out")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def drive(told: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ def _rows(shard: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _note(path: str, step: int) -> None:
     with Path(path).open("a") as lines:
-        lines.write(f"{os.getpid()} {step}\n")
+        lines.write(f"{os.getpid()} {step} {time.time()}\n")
 
 
 def _report(metrics: dict[str, Any], model: nn.Module, optimizer: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 
 from manta.definitions import Examples, TimeSplit, Torch, Training
@@ -124,3 +127,26 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(
     more = trainer("torch").fit(job(bench, one, epochs=3))
     assert "list of checkpoints was cut off" in caplog.text
     assert [(each["epoch"], each["first"]) for each in more.reports[3:]] == [(3, 3)]
+
+
+def test_ray_trains_own_controller_may_die(ray_cluster: None, bench: Bench, tmp_path: Path) -> None:
+    """In the second epoch; the training goes on from the first one's checkpoint, under another controller."""
+    given = job(bench, {"trainer": Torch(workers=1)}, hold=str(tmp_path / "go"))
+
+    def kill() -> None:
+        reported = given.folder / given.run_key / "reports.jsonl"
+        while not reported.exists() or not reported.read_text():
+            time.sleep(0.05)
+        (controller,) = (
+            process
+            for process in psutil.Process().children(recursive=True)
+            if "TrainController" in " ".join(process.cmdline())
+        )
+        controller.kill()
+        (tmp_path / "go").touch()
+
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill)
+        model = trainer("torch").fit(given)
+        killed.result()
+    assert [(each["epoch"], each["first"]) for each in model.reports] == [(1, 1), (2, 2), (3, 2)]

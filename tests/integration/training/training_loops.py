@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,9 @@ def _misbehave(params: dict[str, Any], epoch: int) -> None:
     """Dies once in the second epoch (the file ``die_once`` remembers), or raises."""
     if ray.train.get_context().get_world_rank() != 0 or epoch != 2:
         return
+    if params.get("hold"):  # until the file is there
+        while not Path(params["hold"]).exists():
+            time.sleep(0.05)
     if params.get("raise"):
         raise ValueError("the loss is not what it was")
     mark = Path(params["die_once"]) if params.get("die_once") else None

@@ -80,6 +80,7 @@ def _how(job: Job) -> Torch:
 
 def _run(job: Job) -> Path:
     import ray
+    from ray.exceptions import RayActorError
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
@@ -121,11 +122,11 @@ def _run(job: Job) -> Path:
             mend(folder)
             with followed(job, folder, _epochs(job), _load_exporter):
                 result = trainer.fit()
-        except TrainingFailedError as error:
+        except (TrainingFailedError, RayActorError) as error:
             died = _died(error)
             if not (died and tries_left):
                 raise _named(error, job, resources) from error
-            log.warning("workers %s died; going on from the last checkpoint", died)
+            log.warning("%s died; going on from the last checkpoint", died)
             continue
         if result.checkpoint is None:
             raise TrainingInvalid(
@@ -213,17 +214,21 @@ def _spelled(resources: dict[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
-def _died(error: Exception) -> list[int]:
-    """The ranks whose process is gone; the others then fail too, for they lost their peer."""
+def _died(error: Exception) -> str:
+    """What process is gone: workers (the others then fail too, for they lost their peer), or Ray Train's own
+    controller; empty when none is."""
     from ray.exceptions import RayActorError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+    if isinstance(error, RayActorError):
+        return "Ray Train's controller"
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    return [
-        rank
+    gone = [
+        str(rank)
         for rank, one in failures.items()
         if isinstance(one, WorkerHealthCheckFailedError | RayActorError)
     ]
+    return f"workers {', '.join(gone)}" if gone else ""
 
 
 def _named(error: Exception, job: Job, resources: dict[str, float]) -> MantaError:
@@ -241,8 +246,9 @@ def _named(error: Exception, job: Job, resources: dict[str, float]) -> MantaErro
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     died = _died(error)
     if died:
+        why = next(iter(failures.values()), error)
         return Unavailable(
-            f"workers {died} died {TRIES} times: {failures[died[0]]}",
+            f"{died} died, the last of {TRIES} times: {why}",
             hint="out of memory? fewer workers, or smaller batches",
         )
     if failures:
