@@ -46,7 +46,9 @@ PROJECT = {
     "features/feature_store.yaml": """
 project: ${MANTA_PROJECT}
 provider: local
-registry: {registry_type: sql, path: "sqlite:///${MANTA_HOME}/feast/registry.db"}
+registry: {registry_type: sql, path: "sqlite:///${MANTA_HOME}/feast/registry.db",
+  serve_features_while_materializing: true}
+materialization: {pull_latest_features: true}
 offline_store: {type: manta.features.offline.AsofOfflineStore, lake: "${MANTA_LAKE}"}
 online_store: {type: sqlite, path: "${MANTA_HOME}/online.db"}
 batch_engine: local
@@ -199,7 +201,10 @@ def first_step() -> None:
     _project(folder)
 
     def manta(*words: str) -> None:
-        subprocess.run([str(BIN / "manta"), *words], cwd=folder, env=env, check=True, capture_output=True)
+        asked = [str(BIN / "manta"), *words]
+        done = subprocess.run(asked, cwd=folder, env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{words}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
 
     def since(mark: Path, began: float) -> float:
         return float(mark.read_text()) - began
@@ -220,7 +225,7 @@ def first_step() -> None:
             subprocess.run(asked, cwd=folder, env=bare_env, check=True, capture_output=True)
             bare.append(since(mark, began))
     finally:
-        manta("down")
+        subprocess.run([str(BIN / "manta"), "down"], cwd=folder, env=env, check=False, capture_output=True)
         shutil.rmtree(folder, ignore_errors=True)
     later = median(mine - other for mine, other in zip(ours[1:], bare[1:], strict=True))
     print(
