@@ -68,6 +68,31 @@ class Verdict(BaseModel):
     why: str = ""
 
 
+class Promotion(BaseModel):
+    """One move of an alias.
+
+    Attributes:
+        previous: the version that held it before; None for the first.
+        kind: ``rollback`` where an earlier move was taken back.
+        by: a principal, or the run that trained the version.
+        gates: what each gate said of the version, with the names of :class:`manta.training.gates.Result`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    model: str
+    alias: str
+    version: str
+    previous: str | None = None
+    kind: Literal["promote", "rollback"] = "promote"
+    by: str = ""
+    why: str = ""
+    at: datetime
+    run_id: int | None = None
+    gates: tuple[dict[str, Any], ...] = ()
+
+
 class Node(BaseModel):
     """``id`` names it in edges. ``detail`` says more of it: of a run its job, state, package, fingerprint,
     lock, parameters and seed; of a version what its producer kept with it."""

@@ -152,6 +152,10 @@ promotions = Table(
     Column("run_id", ForeignKey("runs.id")),
     Column("at", Instant, nullable=False),
     Column("gates", JSON, nullable=False),
+    # "promote", or "rollback" where the move before was taken back.
+    Column("kind", String(16), nullable=False, server_default="promote"),
+    Column("promoted_by", String(128), nullable=False, server_default=""),
+    Column("why", Text, nullable=False, server_default=""),
 )
 
 endpoints = Table(

@@ -97,17 +97,28 @@ def promote(
                 run_id=context.run.id,
                 gates=table,
                 by=of_run(context.run.id),
+                why="it passed its gates" if table else "it has no gates",
                 detail=candidate.detail(context.run.package),
             )
         except Conflict:
             continue
-        registry.mirror(training.model, ALIAS, version)
+        _mirror(context, registry)
         return version
     registry.withdraw(training.model, candidate.run)
     raise Conflict(
         f"{ALIAS} of {training.model} was moved by others {TRIES} times during this promotion",
         hint="run the training again when they are done",
     )
+
+
+def _mirror(context: RunContext, registry: Registry) -> None:
+    """Show in MLflow where the alias points. It is looked up again after: what was written late, by whomever,
+    is then not the last word (see `manta.control.mirror`, which does the same)."""
+    model, shown = context.definition.model, None
+    while (held := context.ledger.aliases.get(context.run.project, model, ALIAS)) not in (None, shown):
+        assert held is not None
+        registry.mirror(model, ALIAS, held)
+        shown = held
 
 
 def _judge(
