@@ -26,6 +26,7 @@ _PUBLIC = {
     "Files": "manta.connectors.files",
     "FromRay": "manta.connectors.from_ray",
     "IcebergTable": "manta.connectors.iceberg",
+    "Imported": "manta.definitions",
     "Ingest": "manta.definitions",
     "Job": "manta.definitions",
     "Kafka": "manta.connectors.kafka",

@@ -11,13 +11,14 @@ from datetime import timedelta
 from typing import Any
 
 from manta.answers import Applied, EndpointInfo, ModelVersion, Readiness
-from manta.control import replay
+from manta.control import imports, replay
 from manta.control.controller import Controller, package_file, run_logs
 from manta.control.engine import Engine, RayEngine
 from manta.control.inline import InlineEngine
 from manta.control.leader import LEASE
+from manta.control.mirror import Mirror
 from manta.control.openlineage import Emitter
-from manta.definitions import Policy, StaysUp, digest, from_json
+from manta.definitions import Definition, Policy, StaysUp, digest, from_json
 from manta.errors import InvalidInput, NotFound, Unacknowledged, Unavailable
 from manta.ledger.actor import Actor
 from manta.ledger.comparison import Comparison, comparison_of
@@ -25,7 +26,7 @@ from manta.ledger.database import now
 from manta.ledger.endpoints import EndpointRow
 from manta.ledger.lineage import DEPTH, SIZE
 from manta.ledger.manifest import Manifest
-from manta.ledger.records import Direction, Lineage
+from manta.ledger.records import Direction, Lineage, Promotion
 from manta.ledger.runs import ACTIVE, Attempt, Run, State
 from manta.ledger.store import Event, Ledger
 from manta.plan import Action, Held, Plan, Step, needed, plan
@@ -43,6 +44,7 @@ class Platform:
         self.ledger = Ledger(settings.ledger_url)
         self.engine = engine or _engine(settings)
         self.controller = Controller(settings, self.ledger, self.engine)
+        self._mirror = Mirror(settings, self.ledger)
         self._emitter = Emitter(settings, self.ledger) if settings.openlineage else None
         self._thread: threading.Thread | None = None
         self._applying = threading.Lock()
@@ -54,11 +56,13 @@ class Platform:
         self.ledger.create()
         self._thread = threading.Thread(target=self.controller.run_forever, name="controller", daemon=True)
         self._thread.start()
+        self._mirror.start()
         if self._emitter:
             self._emitter.start()
 
     def close(self) -> None:
         self.controller.stop()
+        self._mirror.close()
         if self._emitter:
             self._emitter.close()
         if self._thread:
@@ -227,6 +231,37 @@ class Platform:
         key = digest([step.name, needs, last.id if last else 0])
         return self._submit(project, step.name, {}, needs, f"{project.name}-{why}-{key}", by).id
 
+    def put_foreign(self, sha256: str, content: bytes) -> None:
+        """Keep a model that was made elsewhere, as it is: nobody looks into it here.
+
+        Raises:
+            InvalidInput: the content is not what the digest says.
+        """
+        imports.put(self.settings, sha256, content)
+
+    def has_foreign(self, sha256: str) -> bool:
+        return imports.path_of(self.settings, sha256).exists()
+
+    def import_model(
+        self, project: Project, training: str, sha256: str, file: str, key: str | None = None, *, by: Actor
+    ) -> Run:
+        """Submit a run of a training that takes a file which was put here, instead of fitting: on the same
+        held-out rows, through the same gates. What the training itself last made stays fresh.
+
+        Raises:
+            NotFound: the project has no such training; the file, or the project's package, has not been put.
+            Conflict: the key was used for another submission.
+        """
+        self._check_package(project.package)
+        if not self.has_foreign(sha256):
+            raise NotFound(f"the file {sha256} has not been put", hint=f"PUT it at /v1/foreign/{sha256}")
+        definition, fingerprint = imports.of_training(project, training, sha256, file)
+        key = f"{project.name}-{digest([by.name, key])}" if key else secrets.token_hex(16)
+        needs = [] if self.ledger.submitted(key) else self._submit_needs(project, training, by)
+        run = self._submitted(project, imports.job_of(training), definition, fingerprint, {}, needs, key, by)
+        self.controller.wake()
+        return run
+
     def adopt(
         self, project: Project, job: str, params: Mapping[str, Any], submission: str, *, by: Actor
     ) -> Run:
@@ -265,6 +300,20 @@ class Platform:
         adopted: str = "",
     ) -> Run:
         definition, fingerprint = project.jobs()[job]
+        return self._submitted(project, job, definition, fingerprint, params, needs, key, by, adopted)
+
+    def _submitted(
+        self,
+        project: Project,
+        job: str,
+        definition: Definition,
+        fingerprint: str,
+        params: Mapping[str, Any],
+        needs: Iterable[int],
+        key: str,
+        by: Actor,
+        adopted: str = "",
+    ) -> Run:
         policy = Policy.of(definition.to_json())
         return self.ledger.submit(
             key=key,
@@ -408,6 +457,49 @@ class Platform:
             if run.state is State.SUCCEEDED
             or any(aliases.get((version.name, alias)) == version.version for _, alias in aliases)
         ]
+
+    def promote(
+        self, project: str, model: str, version: str, alias: str, *, expect: str | None, why: str, by: Actor
+    ) -> Promotion:
+        """Point the alias at a registered version, if it still points at ``expect`` (None: it has not been
+        set). Endpoints that serve the alias follow; MLflow shows it a moment later.
+
+        Raises:
+            InvalidInput: the alias is a name that MLflow keeps for itself.
+            NotFound: no such version is registered.
+            GateFailed: the version did not pass its gates.
+            Conflict: somebody moved the alias meanwhile; the message says who.
+        """
+        if alias == "latest" or (alias[0] == "v" and alias[1:].isdecimal()):
+            raise InvalidInput(
+                f"{alias!r} cannot be an alias: MLflow takes it for a version", hint="champion, or challenger"
+            )
+        moved = self.ledger.aliases.point(project, model, alias, version, expect=expect, by=by, why=why)
+        self._moved()
+        return moved
+
+    def rollback(
+        self, project: str, model: str, alias: str, *, expect: str | None, why: str, by: Actor
+    ) -> Promotion:
+        """Take the alias's last promotion back, if it still points at ``expect``.
+
+        Raises:
+            NotFound: nothing held the alias before.
+            GateFailed, Conflict: as :meth:`promote`.
+        """
+        moved = self.ledger.aliases.rollback(project, model, alias, expect=expect, by=by, why=why)
+        self._moved()
+        return moved
+
+    def _moved(self) -> None:
+        self.controller.wake()
+        self._mirror.wake()
+
+    def history(
+        self, project: str, model: str, alias: str | None = None, before: int | None = None, limit: int = 50
+    ) -> list[Promotion]:
+        """The moves of a model's aliases, newest first; ``before`` is the id to go on from."""
+        return self.ledger.aliases.history(project, model, alias, before=before, limit=limit)
 
     def endpoints(self, project: str) -> list[EndpointInfo]:
         return [self._endpoint(row) for row in self.ledger.projects.endpoints(project)]

@@ -13,6 +13,7 @@
     │   │   ├── WrongMediaType       its content-type                                (415)
     │   │   └── WrongMethod          its verb                                        (405)
     │   ├── TrainingInvalid          examples or a loop that cannot be trained       (422)
+    │   ├── ModelRefused             a foreign model that may not be loaded          (422)
     │   └── KeyReused                an idempotency key, sent with another request   (422)
     ├── Unauthenticated              no credentials, or bad ones                     (401)
     ├── Forbidden                    what one may see and not do                     (403)
@@ -120,6 +121,11 @@ class WrongMethod(RequestInvalid):
 
 class TrainingInvalid(InvalidInput):
     code = "training_invalid"
+    http_status = 422
+
+
+class ModelRefused(InvalidInput):
+    code = "model_refused"
     http_status = 422
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from manta.definitions.training import MOST_IMPORT_BYTES
 from manta.ledger.roles import EVERY_PROJECT, Role
 
 KIB, MIB = 2**10, 2**20
@@ -62,12 +63,18 @@ TABLE: Mapping[tuple[str, str], Rule] = {
     ("GET", "/v1/projects"): Rule(Where.ANY),
     ("HEAD", "/v1/packages/{package}"): Rule(Where.SOME, DEVELOPER),
     ("PUT", "/v1/packages/{package}"): Rule(Where.SOME, DEVELOPER, Takes.BYTES, 65 * MIB),
+    ("HEAD", "/v1/foreign/{sha256}"): Rule(Where.SOME, DEVELOPER),
+    ("PUT", "/v1/foreign/{sha256}"): Rule(Where.SOME, DEVELOPER, Takes.BYTES, MOST_IMPORT_BYTES),
+    ("POST", P + "/imports"): _json(Where.PATH, DEVELOPER),
     ("POST", P + "/plan"): _json(Where.PATH, DEVELOPER),
     ("POST", P + "/apply"): _json(Where.PATH, OPERATOR),
     ("POST", P + "/runs"): _json(Where.PATH, DEVELOPER),
     ("POST", P + "/adoptions"): _json(Where.PATH, DEVELOPER),
     ("GET", P + "/runs"): Rule(Where.PATH, VIEWER),
     ("GET", P + "/models"): Rule(Where.PATH, VIEWER),
+    ("GET", P + "/models/{name}/history"): Rule(Where.PATH, VIEWER),
+    ("POST", P + "/models/{name}/promote"): _json(Where.PATH, OPERATOR, 64 * KIB),
+    ("POST", P + "/models/{name}/rollback"): _json(Where.PATH, OPERATOR, 64 * KIB),
     ("GET", P + "/endpoints"): Rule(Where.PATH, VIEWER),
     ("GET", P + "/endpoints/{name}"): Rule(Where.PATH, VIEWER),
     ("GET", P + "/lineage"): Rule(Where.PATH, VIEWER),

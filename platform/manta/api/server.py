@@ -14,7 +14,19 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 import manta
-from manta.api import access, audit, health, lineage, models, openapi, packages, problems, projects, runs
+from manta.api import (
+    access,
+    audit,
+    health,
+    imports,
+    lineage,
+    models,
+    openapi,
+    packages,
+    problems,
+    projects,
+    runs,
+)
 from manta.api.access_table import TABLE
 from manta.api.door import Door, Routes
 from manta.api.idempotency import Idempotency
@@ -34,6 +46,7 @@ ROUTERS = (
     projects.router,
     runs.router,
     models.router,
+    imports.router,
     lineage.router,
     audit.router,
 )

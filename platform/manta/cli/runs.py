@@ -57,12 +57,12 @@ def run(
     client = platform()
     submitted = client.submit(name, _params(param or []), key=key)
     if not wait:
-        _told_of(submitted.data, as_json)
+        told_of(submitted.data, as_json)
         return
     if stop_on_interrupt:
         signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        _follow(client, submitted)
+        follow(client, submitted)
         ended = submitted.data
         _write_reports(client, ended, junit, summary)
     except KeyboardInterrupt:
@@ -73,7 +73,7 @@ def run(
         raise typer.Exit(STOPPED if ended.state is State.STOPPED else 1)
 
 
-def _told_of(found: Run, as_json: bool) -> None:
+def told_of(found: Run, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
@@ -86,7 +86,7 @@ def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _follow(client: Client, run: RunHandle) -> None:
+def follow(client: Client, run: RunHandle) -> None:
     with Follower() as follower:
         for look in client.watch(run.id):
             follower(look.run, look.printed)
@@ -201,7 +201,7 @@ def stop(
     stopped = client.stop(run_id)
     if wait:
         stopped = _until_ended(client, stopped)
-    _told_of(stopped, as_json)
+    told_of(stopped, as_json)
 
 
 def _until_ended(client: Client, run: Run) -> Run:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic import BaseModel
 
-from manta.answers import Applied, EndpointInfo, ModelVersion
+from manta.answers import Applied, EndpointInfo
 from manta.api.shown import Granted, NewKey
 from manta.client.handle import RunHandle
+from manta.client.models import ModelVerbs
 from manta.client.transport import Transport, segment
-from manta.errors import MantaError, NotFound, PlatformDown, RunFailed, Unavailable
+from manta.errors import NotFound, PlatformDown, RunFailed, Unavailable
 from manta.ledger.comparison import Comparison
 from manta.ledger.manifest import Manifest
 from manta.ledger.records import Direction, Entry, Key, Lineage, Verdict
@@ -51,7 +52,7 @@ class Look(NamedTuple):
     printed: str
 
 
-class Client:
+class Client(ModelVerbs):
     """The verbs, for the project in ``settings.root``. Each raises the error that the platform raised, and
     PlatformDown when it does not answer."""
 
@@ -287,11 +288,7 @@ class Client:
         """
         return Comparison(**self.call("GET", f"/v1/runs/{run_id}/comparison"))
 
-    # --- models, endpoints, lineage, audit ------------------------------------------------------------
-
-    def models(self) -> list[ModelVersion]:
-        """Every registered version, newest first."""
-        return [ModelVersion(**each) for each in self.call("GET", self._of("models"))]
+    # --- endpoints, lineage, audit; of models, see ModelVerbs -------------------------------------------
 
     def endpoints(self) -> list[EndpointInfo]:
         return [EndpointInfo(**each) for each in self.call("GET", self._of("endpoints"))]
@@ -413,20 +410,6 @@ class Client:
     def remove_grant(self, principal: str, project: str) -> None:
         """Take a principal's role in a project away."""
         self._transport.send("DELETE", _grant(principal, project))
-
-    def figure(self, run: Run, name: str) -> bytes | None:
-        """A figure that a training logged (``roc``, ``calibration``, ``confusion``), as PNG; None when it
-        logged none."""
-        kept = run.metrics.get("mlflow_run")
-        if not kept:
-            return None
-        params = {"path": f"figures/{name}.png", "run_uuid": kept}
-        try:
-            return self._transport.fetch(f"{self.settings.mlflow_url}/get-artifact", params=params).content
-        except PlatformDown:
-            raise
-        except MantaError:
-            return None
 
     # --- paths and pages ------------------------------------------------------------------------------
 

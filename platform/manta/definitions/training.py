@@ -97,8 +97,26 @@ class LightGBM(Frozen):
     cpus: float = Field(default=1.0, ge=1)
 
 
-Trainer = Annotated[Torch | Sklearn | XGBoost | LightGBM, Field(discriminator="kind")]
-# What each needs of a training, and does without.
+MOST_IMPORT_BYTES = 128 * 2**20  # of a model that was made elsewhere
+
+
+class Imported(Frozen):
+    """Trains nothing: takes a model that was made elsewhere, and that `manta models import` has put into the
+    platform's storage. From there on it is a training like any other: the same held-out rows and gates.
+
+    Attributes:
+        sha256: of the file.
+        file: its name, which must not contradict what it is.
+    """
+
+    kind: Literal["imported"] = "imported"
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    file: str = Field(default="model", pattern=r"^[^/\\\x00-\x1f]{1,200}$")
+
+
+Trainer = Annotated[Torch | Sklearn | XGBoost | LightGBM | Imported, Field(discriminator="kind")]
+# What each needs of a training, and does without. What is imported may leave them in place: weights in
+# safetensors are the module's.
 _CODE: dict[str, tuple[str, ...]] = {
     "torch": ("fn", "module"),
     "sklearn": ("fn",),
@@ -204,7 +222,9 @@ class Training(Runnable):
 
     @model_validator(mode="after")
     def _code_is_what_the_trainer_takes(self) -> Training:
-        wanted = _CODE[self.trainer.kind]
+        wanted = _CODE.get(self.trainer.kind)
+        if wanted is None:
+            return self
         for name in ("fn", "module"):
             if (getattr(self, name) is not None) != (name in wanted):
                 takes = f"takes {' and '.join(wanted)}" if wanted else "takes neither fn nor module"

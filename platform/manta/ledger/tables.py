@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import UniqueConstraint as Unique
 
-HEAD = "0003"  # the newest migration: a ledger that is there already need not load Alembic
+HEAD = "0004"  # the newest migration: a ledger that is there already need not load Alembic
 
 metadata = MetaData()
 

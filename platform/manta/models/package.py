@@ -25,6 +25,7 @@ from manta.errors import ModelUnavailable, RequestInvalid
 GRAPH = "model.onnx"
 CARD = "package.json"
 FORMAT = 1
+NUMBERS = ("float32", "float64")
 
 
 def write(folder: Path, files: Mapping[str, bytes], card: Mapping[str, Any]) -> tuple[Path, str]:
@@ -101,7 +102,8 @@ class Package:
     Attributes:
         card: what package.json says.
         digest: the package's identity.
-        inputs: feature → "string", "int64", "bool" (categories) or "float32" (any number or boolean).
+        inputs: feature → "string", "int64", "bool" (categories), "float32" or "float64" (any number or
+            boolean).
     """
 
     def __init__(self, card: dict[str, Any], graph: bytes, digest: str, threads: int) -> None:
@@ -139,7 +141,9 @@ class Package:
                 fields=missing,
             )
         feeds = {
-            name: _numbers(name, columns[name]) if kind == "float32" else _texts(name, kind, columns[name])
+            name: _numbers(name, kind, columns[name])
+            if kind in NUMBERS
+            else _texts(name, kind, columns[name])
             for name, kind in self.inputs.items()
         }
         lengths = {name: len(values) for name, values in feeds.items()}
@@ -151,7 +155,7 @@ class Package:
         return answered
 
 
-def _numbers(name: str, values: Any) -> np.ndarray:
+def _numbers(name: str, kind: str, values: Any) -> np.ndarray:
     try:
         raw = np.asarray(values)  # of a pyarrow array: null becomes NaN, or None among booleans
     except ValueError:
@@ -166,7 +170,7 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     with np.errstate(
         over="ignore"
     ):  # what float32 cannot hold becomes infinite, which the graph takes as missing
-        return raw.astype(np.float32)
+        return raw.astype(kind)
 
 
 def _is_number(value: Any) -> bool:

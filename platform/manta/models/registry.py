@@ -239,6 +239,7 @@ def _describe(folder: Path, location: Path, run: str) -> None:
         "int64": DataType.long,
         "bool": DataType.boolean,
         "float32": DataType.double,
+        "float64": DataType.double,
     }
     taken = Schema([ColSpec(kinds[kind], name, required=False) for name, kind in card["inputs"].items()])
     model = Model(

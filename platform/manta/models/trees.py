@@ -27,6 +27,7 @@ class Tree:
             (or less, see :func:`graph`).
         left, right: the next node; -1 at leaves.
         value: at leaves, what the tree adds.
+        missing_left: whether a row whose value is NaN goes left; None where there are no such rows.
     """
 
     feature: np.ndarray
@@ -34,6 +35,7 @@ class Tree:
     left: np.ndarray
     right: np.ndarray
     value: np.ndarray
+    missing_left: np.ndarray | None = None
 
 
 def graph(
@@ -51,15 +53,7 @@ def graph(
         strict: a row goes left only where its value is less than the threshold.
         of_probability: what the trees add up to is a probability.
     """
-    node = helper.make_node(
-        "TreeEnsembleRegressor",
-        ["x"],
-        ["sum"],
-        domain="ai.onnx.ml",
-        n_targets=1,
-        base_values=[float(base)],
-        **_attributes(trees, strict),
-    )
+    node = ensemble(trees, "x", "sum", base=base, strict=strict)
     width = len(shape["categories"]) + shape["numbers"]
     inner = helper.make_graph(
         [node],
@@ -68,6 +62,21 @@ def graph(
         [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["n", 1])],
     )
     return wrapped(inner, shape, "sum", "probability" if of_probability else "margin")
+
+
+def ensemble(
+    trees: Sequence[Tree], x: str, total: str, *, base: float = 0.0, strict: bool = False
+) -> onnx.NodeProto:
+    """A node: ``base`` plus what the trees add, float32 [n, 1], of the rows ``x``, float32 [n, k]."""
+    return helper.make_node(
+        "TreeEnsembleRegressor",
+        [x],
+        [total],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        base_values=[float(base)],
+        **_attributes(trees, strict),
+    )
 
 
 def _attributes(trees: Sequence[Tree], strict: bool) -> dict[str, Any]:
@@ -82,12 +91,14 @@ def _attributes(trees: Sequence[Tree], strict: bool) -> dict[str, Any]:
         modes = np.where(leaf, "LEAF", "BRANCH_LT" if strict else "BRANCH_LEQ")
         found["nodes_modes"] += modes.tolist()
         found["nodes_truenodeids"] += np.where(leaf, 0, tree.left).tolist()
+        if tree.missing_left is not None:
+            found["nodes_missing_value_tracks_true"] += np.where(leaf, 0, tree.missing_left).tolist()
         found["nodes_falsenodeids"] += np.where(leaf, 0, tree.right).tolist()
         found["target_treeids"] += [number] * int(leaf.sum())
         found["target_nodeids"] += np.flatnonzero(leaf).tolist()
         found["target_ids"] += [0] * int(leaf.sum())
         found["target_weights"] += tree.value[leaf].astype(np.float32).tolist()
-    return found
+    return {name: values for name, values in found.items() if values}
 
 
 _ATTRIBUTES = (
@@ -98,6 +109,7 @@ _ATTRIBUTES = (
     "nodes_modes",
     "nodes_truenodeids",
     "nodes_falsenodeids",
+    "nodes_missing_value_tracks_true",
     "target_treeids",
     "target_nodeids",
     "target_ids",

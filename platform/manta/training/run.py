@@ -28,9 +28,11 @@ from manta.training import encoder, evaluate, gates
 from manta.training.examples import PARTS, Labelled, labelled, split
 from manta.training.progress import Steps
 from manta.training.promotion import Candidate, promote
-from manta.training.trainers import Job, Model, Part, trainer
+from manta.training.trainers import Job, Model, Part, RawModel, trainer
 
 if TYPE_CHECKING:
+    import onnx
+
     from manta.features.compiled import Service
 
 STEPS = ("examples", "features", "training", "packaging", "evaluation", "recording", "promotion")
@@ -240,7 +242,7 @@ def _package(
     context: RunContext,
     training: Training,
     data: Data,
-    model: Model,
+    model: Model | RawModel,
     example: dict[str, Any],
 ) -> tuple[Path, str, float]:
     """Write the package, after seeing that it computes what the framework computes.
@@ -248,14 +250,13 @@ def _package(
     Returns:
         location, digest, and the largest difference that was seen.
     """
-    from manta.models.graph import raw_graph
-
-    graph = raw_graph(data.encoding, model.graph()).SerializeToString(deterministic=True)
+    proto, inputs, files = _graph(data, model)
+    graph = proto.SerializeToString(deterministic=True)
     card = {
         "model": training.model,
         "service": training.features,
         "features": context.read("features", training.features).version,
-        "inputs": data.encoding.inputs,
+        "inputs": inputs,
         "output": {"probability": "float32"},
         "label": training.examples.label,
         "run": context.run_key,
@@ -268,27 +269,51 @@ def _package(
             f"{PARITY_TOLERANCE:g} is allowed",
             hint="a module whose forward branches on values is not kept by ONNX",
         )
-    files = {
-        package.GRAPH: graph,
-        "encoding.json": json.dumps(data.encoding.to_json(), sort_keys=True).encode(),
-        **model.files(),
-    }
     folder = context.settings.home / "models" / context.run.project / training.model
-    location, digest = package.write(folder, files, card)
+    location, digest = package.write(folder, {package.GRAPH: graph, **files, **model.files()}, card)
     return location, digest, difference
 
 
-def _parity(packaged: package.Package, data: Data, model: Model) -> float:
-    """The largest difference over the held-out rows, one of missing values, and one of values never seen."""
+def _graph(data: Data, model: Model | RawModel) -> tuple[onnx.ModelProto, dict[str, str], dict[str, bytes]]:
+    """The graph that answers requests, its inputs, and the files that explain it."""
+    if isinstance(model, RawModel):
+        graph, inputs = model.packaged({name: _kind(of) for name, of in data.raw["train"].schema.items()})
+        return graph, inputs, {}
+    from manta.models.graph import raw_graph
+
+    encoding = json.dumps(data.encoding.to_json(), sort_keys=True).encode()
+    return raw_graph(data.encoding, model.graph()), data.encoding.inputs, {"encoding.json": encoding}
+
+
+def _kind(of: pl.DataType) -> str:
+    if of == pl.String:
+        return "string"
+    return "bool" if of == pl.Boolean else "int64" if of.is_integer() else "float32"
+
+
+def _parity(packaged: package.Package, data: Data, model: Model | RawModel) -> float:
+    """The largest difference over the held-out rows, one of missing values, and one of values never seen.
+
+    Raises:
+        TrainingInvalid: a model that was made elsewhere gives no probabilities, or fails on such rows.
+    """
     held = data.raw["test"]
     odd = held.head(2).with_row_index("__odd")
-    for name, kind in data.encoding.inputs.items():
+    for name, kind in packaged.inputs.items():
         strange: Any = "\x00never seen" if kind == "string" else None
         value = pl.when(pl.col("__odd") == 0).then(None).otherwise(pl.lit(strange))
         odd = odd.with_columns(value.cast(held.schema[name]).alias(name))
     rows = pl.concat([held, odd.drop("__odd")])
+    if isinstance(model, RawModel):
+        theirs = model.answers(rows)
+        if not (np.min(theirs) >= 0 and np.max(theirs) <= 1):
+            raise TrainingInvalid(
+                f"the model answers from {np.min(theirs):.3g} to {np.max(theirs):.3g}, and not probabilities",
+                hint="export it with its last layer, a sigmoid or softmax",
+            )
+    else:
+        theirs = model.probabilities(encoder.encode(data.encoding, rows))
     ours = evaluate.predict(packaged, rows)
-    theirs = model.probabilities(encoder.encode(data.encoding, rows))
     return float(np.max(np.abs(ours.astype(np.float64) - theirs)))
 
 

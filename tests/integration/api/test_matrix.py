@@ -45,6 +45,7 @@ def ask(served) -> Callable[..., httpx.Response]:
             project="p1" if "grants" in path else about,
             run_id=runs[about],
             package="0" * 32,
+            sha256="0" * 64,
             name="endpoint",
             prefix="0" * 12,
             principal="user:nobody",

@@ -175,9 +175,9 @@ def test_a_package_that_computes_something_else_is_refused(bench: Bench) -> None
 
     class Drifted(TorchModel):
         def graph(self) -> onnx.ModelProto:
-            return TorchModel(Net(shape).eval(), shape, b"", []).graph()
+            return TorchModel(Net(shape).eval(), shape, []).graph()
 
-    model = Drifted(Net(shape).eval(), shape, b"", [])
+    model = Drifted(Net(shape).eval(), shape, [])
     with pytest.raises(TrainingInvalid, match="differs from the trained one"):
         training_run._package(context, GOOD, data, model, {})
     assert not (bench.settings.home / "models").exists()

@@ -57,7 +57,7 @@ TRAIN = pl.DataFrame(
 def packaged(rows: pl.DataFrame, categories: list[str] | None = None) -> tuple[Package, Encoding, TorchModel]:
     torch.manual_seed(3)
     encoding = encoder.fit(rows, categories)
-    model = TorchModel(Net(encoding.shape).eval(), encoding.shape, b"", [])
+    model = TorchModel(Net(encoding.shape).eval(), encoding.shape, [])
     graph = raw_graph(encoding, model.graph()).SerializeToString(deterministic=True)
     return Package({"inputs": encoding.inputs}, graph, "", 1), encoding, model
 
@@ -121,7 +121,7 @@ def test_a_vocabulary_without_values() -> None:
 def test_the_same_model_gives_the_same_bytes_and_names_no_machine() -> None:
     encoding = encoder.fit(TRAIN, ["carrier", "month"])
     torch.manual_seed(3)
-    model = TorchModel(Net(encoding.shape).eval(), encoding.shape, b"", [])
+    model = TorchModel(Net(encoding.shape).eval(), encoding.shape, [])
     first, second = (
         raw_graph(encoding, model.graph()).SerializeToString(deterministic=True) for _ in range(2)
     )
@@ -147,7 +147,7 @@ def test_a_module_that_branches_on_values_is_refused() -> None:
             return super().forward(categories, numbers) if numbers.sum() > 0 else numbers[:, 0]
 
     encoding = encoder.fit(TRAIN, ["carrier", "month"])
-    model = TorchModel(Branching(encoding.shape).eval(), encoding.shape, b"", [])
+    model = TorchModel(Branching(encoding.shape).eval(), encoding.shape, [])
     with pytest.raises(TrainingInvalid, match="ONNX"):
         model.graph()
 

@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from manta.training.progress import Stage
 
 if TYPE_CHECKING:
     import onnx
+    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,38 @@ class Model(Protocol):
         ...
 
 
+@runtime_checkable
+class RawModel(Protocol):
+    """What takes features as they are, and not encoded: a model that was made elsewhere.
+
+    Attributes:
+        reports: empty.
+    """
+
+    reports: list[dict[str, Any]]
+
+    def packaged(self, features: Mapping[str, str]) -> tuple[onnx.ModelProto, dict[str, str]]:
+        """A package's graph and its inputs; ``features`` maps each to "string", "int64", "bool" or
+        "float32".
+
+        Raises:
+            ModelRefused: it takes what is no feature.
+        """
+        ...
+
+    def answers(self, rows: pl.DataFrame) -> np.ndarray:
+        """The probabilities as the framework itself computes them of raw features, [n]."""
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """What else belongs into the package, by name."""
+        ...
+
+
 class Trainer(Protocol):
     def check(self, job: Job) -> None: ...
 
-    def fit(self, job: Job) -> Model: ...
+    def fit(self, job: Job) -> Model | RawModel: ...
 
 
 def trainer(kind: str) -> Trainer:

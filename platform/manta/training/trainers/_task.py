@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from manta.definitions import Torch, Training
+from manta.definitions import Imported, Torch, Training
 from manta.errors import TrainingInvalid, Unavailable
 from manta.training.encoder import Arrays
 from manta.training.trainers import Job, Part
@@ -68,7 +68,7 @@ class Work:
 
 
 def cpus_of(training: Training) -> float:
-    assert not isinstance(training.trainer, Torch)
+    assert not isinstance(training.trainer, Torch | Imported)
     return training.trainer.cpus
 
 

@@ -10,6 +10,7 @@ import importlib
 import json
 import logging
 import os
+import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from manta.definitions import Torch, load_function
-from manta.errors import MantaError, TrainingInvalid, Unavailable
+from manta.errors import MantaError, ModelRefused, TrainingInvalid, Unavailable
 from manta.training.checkpoints import broken, mend
 from manta.training.encoder import Arrays
 from manta.training.loop import Dealt, Reports, run_loop
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "model.pt"
+WEIGHTS_FILE = "model.safetensors"
 BLOCK_ROWS = 16_384
 TRIES = 3  # of one attempt, when worker processes die; a loop that raises is not tried again
 START_SECONDS = "90"  # for all workers to be placed, twice
@@ -266,7 +268,6 @@ class TorchModel:
 
     module: torch.nn.Module
     shape: dict[str, Any]
-    state: bytes
     reports: list[dict[str, Any]]
 
     def probabilities(self, arrays: Arrays) -> np.ndarray:
@@ -281,7 +282,7 @@ class TorchModel:
         return _export(self.module, self.shape)
 
     def files(self) -> dict[str, bytes]:
-        return {CHECKPOINT_FILE: self.state}
+        return {WEIGHTS_FILE: _weights(self.module)}
 
 
 def _module(job: Job) -> torch.nn.Module:
@@ -331,7 +332,13 @@ def _load(job: Job, checkpoint: Path) -> TorchModel:
             f"the last checkpoint of {job.training.fn} holds {held}, but no {CHECKPOINT_FILE}",
             hint=f'torch.save(module.state_dict(), folder / "{CHECKPOINT_FILE}") before reporting it',
         )
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise TrainingInvalid(
+            f"{CHECKPOINT_FILE} of {job.training.fn} cannot be read as a state dict: {str(error)[:500]}",
+            hint=f'torch.save(module.state_dict(), folder / "{CHECKPOINT_FILE}"): tensors alone, no objects',
+        ) from error
     consume_prefix_in_state_dict_if_present(state, "module.")  # saved from the distributed wrapper
     module = _module(job)
     try:
@@ -341,7 +348,48 @@ def _load(job: Job, checkpoint: Path) -> TorchModel:
             f"{CHECKPOINT_FILE} is not the state of {job.training.module}(shape): {error}",
             hint="the loop must train the same module, built with config['shape']",
         ) from error
-    return TorchModel(module, job.shape, path.read_bytes(), reports(checkpoint.parent))
+    return TorchModel(module, job.shape, reports(checkpoint.parent))
+
+
+def of_weights(job: Job, name: str, content: bytes) -> TorchModel:
+    """The module of a training with weights that come from elsewhere, as safetensors.
+
+    Raises:
+        ModelRefused: they are not the weights of that module, built for this training's rows.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    module = _module(job)
+    try:
+        module.load_state_dict(load(content))
+    except (SafetensorError, RuntimeError) as error:
+        raise ModelRefused(
+            f"{name} does not hold the weights of {job.training.module}(shape): {str(error)[:1000]}",
+            hint=f"shape is {job.shape}: the same examples and features give the same",
+        ) from error
+    return TorchModel(module.eval(), job.shape, [])
+
+
+def _weights(module: torch.nn.Module) -> bytes:
+    """As safetensors: tensors alone, which are read without running anything.
+
+    Raises:
+        TrainingInvalid: the module's state holds something else.
+    """
+    import torch
+    from safetensors.torch import save
+
+    state = module.state_dict()
+    strange = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if strange:
+        raise TrainingInvalid(
+            f"the state of the module holds {', '.join(strange)}, which are no tensors",
+            hint="keep them out of get_extra_state, or as buffers",
+        )
+    # Copies: weights that are tied share their memory, and safetensors has none to share.
+    content: bytes = save({name: value.detach().clone().contiguous() for name, value in state.items()})
+    return content
 
 
 def _export(module: torch.nn.Module, shape: dict[str, Any]) -> onnx.ModelProto:
