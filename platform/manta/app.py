@@ -24,6 +24,7 @@ from manta.ledger.actor import Actor
 from manta.ledger.comparison import Comparison, comparison_of
 from manta.ledger.database import now
 from manta.ledger.endpoints import EndpointRow
+from manta.ledger.leaderboard import Standing, after, leaderboard
 from manta.ledger.lineage import DEPTH, SIZE
 from manta.ledger.manifest import Manifest
 from manta.ledger.records import Direction, Lineage, Promotion
@@ -500,6 +501,36 @@ class Platform:
     ) -> list[Promotion]:
         """The moves of a model's aliases, newest first; ``before`` is the id to go on from."""
         return self.ledger.aliases.history(project, model, alias, before=before, limit=limit)
+    def leaderboard(
+        self,
+        project: str,
+        model: str,
+        metric: str,
+        *,
+        everything: bool = False,
+        before: int | None = None,
+        limit: int = 50,
+    ) -> list[Standing]:
+        """The runs that trained the model, the best by ``metric`` first, those that were refused among them;
+        ``before`` is the run to go on from. ``everything``: also replays and what was never measured.
+
+        Raises:
+            NotFound: no run has trained it.
+            InvalidInput: none of them has a figure of that name.
+        """
+        ids = self.ledger.versions.trained(project, model)
+        if not ids:
+            known = sorted({each.model for each in self.models(project)})
+            raise NotFound(
+                f"no run has trained a model {model!r}",
+                hint=f"there is: {', '.join(known)}" if known else "`manta apply` trains the project's",
+            )
+        aliases: dict[str, list[str]] = {}
+        for (name, alias), version in self.ledger.aliases.all(project).items():
+            if name == model:
+                aliases.setdefault(version, []).append(alias)
+        runs = self.ledger.runs(ids=ids, limit=len(ids))
+        return after(leaderboard(runs, model, aliases, metric, everything), before)[:limit]
 
     def endpoints(self, project: str) -> list[EndpointInfo]:
         return [self._endpoint(row) for row in self.ledger.projects.endpoints(project)]

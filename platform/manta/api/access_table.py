@@ -75,6 +75,7 @@ TABLE: Mapping[tuple[str, str], Rule] = {
     ("GET", P + "/models/{name}/history"): Rule(Where.PATH, VIEWER),
     ("POST", P + "/models/{name}/promote"): _json(Where.PATH, OPERATOR, 64 * KIB),
     ("POST", P + "/models/{name}/rollback"): _json(Where.PATH, OPERATOR, 64 * KIB),
+    ("GET", P + "/models/{model}/leaderboard"): Rule(Where.PATH, VIEWER),
     ("GET", P + "/endpoints"): Rule(Where.PATH, VIEWER),
     ("GET", P + "/endpoints/{name}"): Rule(Where.PATH, VIEWER),
     ("GET", P + "/lineage"): Rule(Where.PATH, VIEWER),

@@ -19,6 +19,7 @@ from manta.api import (
     audit,
     health,
     imports,
+    leaderboard,
     lineage,
     models,
     openapi,
@@ -47,6 +48,7 @@ ROUTERS = (
     runs.router,
     models.router,
     imports.router,
+    leaderboard.router,
     lineage.router,
     audit.router,
 )

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 import manta
-from manta.cli import audit, data, demo, features, keys, lineage, local, models, project, replay, runs
+from manta.cli import (
+    audit,
+    data,
+    demo,
+    features,
+    keys,
+    leaderboard,
+    lineage,
+    local,
+    models,
+    project,
+    replay,
+    runs,
+)
 from manta.cli.errors import EXPLAINED, INTERRUPTED, show, status_of
 from manta.errors import MantaError
 
@@ -20,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (local, project, runs, data, features, models, lineage, replay, demo, keys, audit):
+for module in (local, project, runs, data, features, models, leaderboard, lineage, replay, demo, keys, audit):
     module.add_to(app)
 
 

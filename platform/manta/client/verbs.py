@@ -17,6 +17,7 @@ from manta.client.models import ModelVerbs
 from manta.client.transport import Transport, segment
 from manta.errors import NotFound, PlatformDown, RunFailed, Unavailable
 from manta.ledger.comparison import Comparison
+from manta.ledger.leaderboard import Standing
 from manta.ledger.manifest import Manifest
 from manta.ledger.records import Direction, Entry, Key, Lineage, Verdict
 from manta.ledger.runs import Attempt, Run, State
@@ -289,6 +290,21 @@ class Client(ModelVerbs):
         return Comparison(**self.call("GET", f"/v1/runs/{run_id}/comparison"))
 
     # --- endpoints, lineage, audit; of models, see ModelVerbs -------------------------------------------
+
+    def leaderboard(
+        self, model: str, metric: str = "roc_auc", *, everything: bool = False, limit: int | None = 50
+    ) -> list[Standing]:
+        """The runs that trained the model, the best by ``metric`` first, at most ``limit`` of them (None:
+        all); those that a gate refused are among them. ``everything``: also replays, and what was never
+        measured.
+
+        Raises:
+            NotFound: no run has trained it.
+            InvalidInput: none of them has a figure of that name.
+        """
+        wanted = {"metric": metric, "everything": everything or None}
+        path = f"{self._of('models')}/{segment(model)}/leaderboard"
+        return list(self._paged(path, limit, wanted, Standing))
 
     def endpoints(self) -> list[EndpointInfo]:
         return [EndpointInfo(**each) for each in self.call("GET", self._of("endpoints"))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, and_, insert, select, update
+from sqlalchemy import Connection, and_, insert, or_, select, update
 
 from manta.definitions import Ref
 from manta.errors import NotFound
@@ -70,6 +70,22 @@ class Versions:
             .join(t.runs)
             .where(t.runs.c.project == project, t.runs.c.replay_of.is_(None))
             .where(t.versions.c.direction == "out", t.versions.c.kind == kind)
+        )
+        with self._db.read() as db:
+            return sorted(db.execute(query).scalars(), reverse=True)
+
+    def trained(self, project: str, model: str) -> list[int]:
+        """The runs whose definition trains that model, or that produced a version of it, newest first:
+        whatever became of them, replays included."""
+        definition, c = t.runs.c.definition, t.versions.c
+        made = select(c.run_id).where(c.direction == "out", c.kind == "model", c.name == model)
+        query = select(t.runs.c.id).where(
+            t.runs.c.project == project,
+            or_(
+                definition["model"].as_string() == model,
+                definition[("training", "model")].as_string() == model,  # a search's
+                t.runs.c.id.in_(made),
+            ),
         )
         with self._db.read() as db:
             return sorted(db.execute(query).scalars(), reverse=True)

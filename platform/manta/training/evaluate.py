@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from manta.definitions.metrics import METRICS as METRICS
+from manta.definitions.metrics import SMALLER_IS_BETTER as SMALLER_IS_BETTER
 from manta.errors import TrainingInvalid
 from manta.models.package import Package
 
-LARGER_IS_BETTER = ("roc_auc", "average_precision", "accuracy")
-SMALLER_IS_BETTER = ("brier", "ece", "log_loss")
-METRICS = LARGER_IS_BETTER + SMALLER_IS_BETTER
 ECE_BINS = 15
 THRESHOLD = 0.5
 

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -94,7 +94,10 @@ def main(run_id: int, submission: str) -> int:
         traceback.print_exc()
         if attempt.stopping.is_set():
             return _stopped(ledger, attempt)
-        return _failed(ledger, attempt, end_reason(error), in_words(error))
+        reason = end_reason(error)
+        # Of a model that was refused, what was measured is what there is to know.
+        measured = context.metrics if context and reason is EndReason.GATE_FAILED else None
+        return _failed(ledger, attempt, reason, in_words(error), measured)
     attempt.deaf()
     done = {"outputs": context.outputs, "metrics": context.metrics} if context else {}
     return _ended(ledger, attempt, State.SUCCEEDED, EndReason.DONE, "", **done)
@@ -210,13 +213,19 @@ def _stopped(ledger: Ledger, attempt: Attempt) -> int:
     return 3
 
 
-def _failed(ledger: Ledger, attempt: Attempt, reason: EndReason, message: str) -> int:
+def _failed(
+    ledger: Ledger,
+    attempt: Attempt,
+    reason: EndReason,
+    message: str,
+    metrics: Mapping[str, Any] | None = None,
+) -> int:
     run = ledger.run(attempt.run.id)
     if run.attempt == attempt.run.attempt:
         decision = retries.decide(run, ledger.attempts(run.id), reason, now())
         if isinstance(decision, retries.Again):
             return _ended(ledger, attempt, State.QUEUED, reason, message, not_before=decision.at) or 1
-    return _ended(ledger, attempt, State.FAILED, reason, message) or 1
+    return _ended(ledger, attempt, State.FAILED, reason, message, metrics=metrics) or 1
 
 
 def _ended(

@@ -47,6 +47,7 @@ def ask(served) -> Callable[..., httpx.Response]:
             package="0" * 32,
             sha256="0" * 64,
             name="endpoint",
+            model="model",
             prefix="0" * 12,
             principal="user:nobody",
         )
