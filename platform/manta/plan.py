@@ -55,7 +55,8 @@ class Break(BaseModel):
 class Plan(BaseModel):
     """Steps in an order in which they can be done. ``touches`` lists, for each job that would run, what
     lies downstream of it; for the feature repository also the models, and which of its views have changed.
-    ``breaks`` is what has to be acknowledged before it is carried out."""
+    ``breaks`` is what has to be acknowledged before it is carried out. ``asked`` names the jobs that run only
+    when somebody asks for them, and that it leaves alone."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -64,6 +65,7 @@ class Plan(BaseModel):
     touches: dict[str, tuple[str, ...]] = {}
     changed_views: dict[str, tuple[str, ...]] = {}
     breaks: tuple[Break, ...] = ()
+    asked: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -86,7 +88,8 @@ class Held(BaseModel):
 def plan(project: Project, held: Held, only: Iterable[str] | None = None) -> Plan:
     """Compare what ``project`` defines with what is held.
 
-    ``only`` limits the plan to those jobs and what they depend on.
+    ``only`` limits the plan to those jobs and what they depend on; unless given, it is all that an apply runs
+    of itself.
 
     Raises:
         DefinitionInvalid: definitions read each other's outputs, or need each other, in a circle; or one
@@ -94,20 +97,21 @@ def plan(project: Project, held: Held, only: Iterable[str] | None = None) -> Pla
         NotFound: ``only`` names what the project does not define.
     """
     jobs = project.jobs()
-    producer = {ref: name for name, (job, _) in jobs.items() for ref in job.outputs()}
-    upstream = _upstream(project, producer)
+    producers = _producers(project)
+    upstream = _upstream(project, producers)
     order = _ordered(upstream)
-    if only is not None:
-        order = [name for name in order if name in _closure(set(only), upstream)]
+    wanted = {name for name, (job, _) in jobs.items() if _on_apply(job)} if only is None else set(only)
+    among = _closure(wanted, upstream)
     steps: dict[str, Step] = {}
-    for name in order:
+    for name in (name for name in order if name in among):
         definition, fingerprint = jobs[name]
         steps[name] = _job_step(project, held, definition, fingerprint, upstream[name], steps)
     found = list(steps.values())
     if only is None:
-        found += _endpoint_steps(project, held, producer, steps)
+        found += _endpoint_steps(project, held, producers, steps)
+    left = {name: before for name, before in upstream.items() if name in among}
     touches = {
-        step.name: _downstream(step.name, upstream, project, producer)
+        step.name: _downstream(step.name, left, project, producers)
         for step in found
         if step.action is Action.RUN
     }
@@ -120,6 +124,7 @@ def plan(project: Project, held: Held, only: Iterable[str] | None = None) -> Pla
         touches=touches,
         changed_views=_changed_views(before, after) if changed else {},
         breaks=_breaks(before, after, project, held) if changed else (),
+        asked=tuple(name for name in jobs if name not in among) if only is None else (),
     )
 
 
@@ -189,8 +194,7 @@ def needed(project: Project, held: Held, job: str) -> tuple[Step, ...]:
         DefinitionInvalid: as :func:`plan`.
     """
     jobs = project.jobs()
-    producer = {ref: name for name, (made, _) in jobs.items() for ref in made.outputs()}
-    upstream = _upstream(project, producer)
+    upstream = _upstream(project, _producers(project))
     order = _ordered(upstream)
     among = _closure({job}, {name: _needs(definition) for name, (definition, _) in jobs.items()}) - {job}
     steps: dict[str, Step] = {}
@@ -202,7 +206,22 @@ def needed(project: Project, held: Held, job: str) -> tuple[Step, ...]:
     return tuple(steps.values())
 
 
-def _upstream(project: Project, producer: dict[Ref, str]) -> dict[str, tuple[str, ...]]:
+def _on_apply(job: Definition) -> bool:
+    return job.on_apply if isinstance(job, Runnable) else True
+
+
+def _producers(project: Project) -> dict[Ref, tuple[str, ...]]:
+    """Who makes each output. Of a model that several trainings make, those that an apply runs, if any: the
+    others are asked for one by one, and nothing waits for them."""
+    found: dict[Ref, list[str]] = {}
+    for name, (job, _) in project.jobs().items():
+        for ref in job.outputs():
+            found.setdefault(ref, []).append(name)
+    applied = {name for name, (job, _) in project.jobs().items() if _on_apply(job)}
+    return {ref: tuple([each for each in names if each in applied] or names) for ref, names in found.items()}
+
+
+def _upstream(project: Project, producers: dict[Ref, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """Each job and those that must have succeeded before: whose outputs it reads, and whom it names."""
     jobs = project.jobs()
     found = {}
@@ -213,7 +232,7 @@ def _upstream(project: Project, producer: dict[Ref, str]) -> dict[str, tuple[str
                 f"{name!r} needs {', '.join(unknown)}, which the project does not define",
                 hint=f"it has: {', '.join(sorted(jobs))}",
             )
-        reads = [producer[ref] for ref in project.inputs(definition) if ref in producer]
+        reads = [maker for ref in project.inputs(definition) for maker in producers.get(ref, ())]
         found[name] = tuple(dict.fromkeys([*reads, *_needs(definition)]))
     return found
 
@@ -275,6 +294,8 @@ def _why_stale(
         elif (head := held.heads.get(ref)) is not None and read.get(ref, head.version) != head.version:
             return f"{ref} is now at {head.version}; it read {read[ref]}"
     for ref in definition.outputs():
+        if ref.kind == "model":
+            continue  # it keeps its versions: one that another training makes takes none away
         head = held.heads.get(ref)
         if head is None or head.version not in {v.version for v in success.outputs if v.ref == ref}:
             return f"{ref} is not what its run {success.id} made"
@@ -282,12 +303,13 @@ def _why_stale(
 
 
 def _endpoint_steps(
-    project: Project, held: Held, producer: dict[Ref, str], steps: dict[str, Step]
+    project: Project, held: Held, producers: dict[Ref, tuple[str, ...]], steps: dict[str, Step]
 ) -> list[Step]:
     found = []
     for name, (endpoint, fingerprint) in project.endpoints().items():
-        makers = dict.fromkeys(producer[ref] for ref in endpoint.inputs() if ref in producer)
-        needs = tuple(name for name in makers if steps[name].action in (Action.RUN, Action.FOLLOW))
+        makers = dict.fromkeys(maker for ref in endpoint.inputs() for maker in producers.get(ref, ()))
+        working = (Action.RUN, Action.FOLLOW)
+        needs = tuple(name for name in makers if name in steps and steps[name].action in working)
         row = held.endpoints.get(name)
         base: dict[str, Any] = {"name": name, "kind": endpoint.kind, "needs": needs, "produces": ()}
         if row is None:
@@ -335,7 +357,10 @@ def _closure(names: set[str], upstream: dict[str, tuple[str, ...]]) -> set[str]:
 
 
 def _downstream(
-    name: str, upstream: dict[str, tuple[str, ...]], project: Project, producer: dict[Ref, str]
+    name: str,
+    upstream: dict[str, tuple[str, ...]],
+    project: Project,
+    producers: dict[Ref, tuple[str, ...]],
 ) -> tuple[str, ...]:
     found: dict[str, None] = {}
     todo = [name]
@@ -348,6 +373,6 @@ def _downstream(
         for other in list(found):
             found |= {f"model {ref.name}": None for ref in jobs[other][0].outputs() if ref.kind == "model"}
     for endpoint, _ in project.endpoints().values():
-        if any(producer.get(ref) in found for ref in endpoint.inputs()):
+        if any(maker in found for ref in endpoint.inputs() for maker in producers.get(ref, ())):
             found[f"endpoint {endpoint.name}"] = None
     return tuple(other for other in found if other != name)

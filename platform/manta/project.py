@@ -309,7 +309,7 @@ def _check_references(project: Project) -> None:
     produced: dict[Ref, str] = {}
     for name, (definition, _) in project.jobs().items():
         for ref in definition.outputs():
-            if ref in produced:
+            if ref in produced and ref.kind != "model":  # of a model, each training adds versions
                 raise DefinitionInvalid(f"{produced[ref]!r} and {name!r} both produce {ref}")
             produced[ref] = name
     everything = [*project.jobs().items(), *project.endpoints().items()]

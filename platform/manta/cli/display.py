@@ -50,6 +50,8 @@ def show_plan(plan: Plan) -> None:
                 table.add_row("", "", "", f"[dim]view {view}{of}[/]")
     console.print(table, highlight=False)
     show_breaks([each.model_dump() for each in plan.breaks])
+    if plan.asked:
+        console.print(f"[dim]only when asked (manta run NAME): {', '.join(plan.asked)}[/]", highlight=False)
     changed = sum(step.action is not Action.KEEP for step in plan.steps)
     if changed:
         console.print(f"{changed} to do, {len(plan.steps) - changed} fresh. `manta apply` does it.")

@@ -44,6 +44,8 @@ class Policy(Frozen):
             retries included; None for no bound.
         stop_grace: seconds between being asked to stop (SIGTERM) and being killed.
         priority: of the runs that wait, the higher goes first.
+        on_apply: False leaves it to whoever asks: `manta run NAME`. `manta apply` then runs it only when what
+            it does run needs it.
     """
 
     needs: tuple[Name, ...] = ()
@@ -52,6 +54,7 @@ class Policy(Frozen):
     deadline: float | None = Field(default=None, gt=0)
     stop_grace: float = Field(default=20.0, gt=0)
     priority: int = 0
+    on_apply: bool = True
 
     @staticmethod
     def of(definition: Mapping[str, Any]) -> Policy:

@@ -257,8 +257,8 @@ AnySource = Annotated[SerializeAsAny[Source], BeforeValidator(_parsed)]
 """A source of any kind; in JSON with its ``kind``, by which it is found again."""
 
 
-def driver(module: str, extra: str) -> ModuleType:
-    """Import a library that a connector needs and that not everybody has installed.
+def driver(module: str, extra: str, what: str = "reading this source") -> ModuleType:
+    """Import a library that ``what`` needs and that not everybody has installed.
 
     Raises:
         ExtraMissing: it is not installed; names the extra that brings it.
@@ -267,6 +267,6 @@ def driver(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ExtraMissing(
-            f"reading this source needs {module.partition('.')[0]}, which is not installed ({error})",
+            f"{what} needs {module.partition('.')[0]}, which is not installed ({error})",
             hint=f"pip install 'manta-ml[{extra}]'",
         ) from error

@@ -26,6 +26,7 @@ from manta.definitions import (
     TimeSplit,
     Training,
     ViewInfo,
+    XGBoost,
     digest,
 )
 from manta.errors import DefinitionInvalid, NotFound
@@ -243,6 +244,38 @@ def test_a_run_with_parameters_does_not_stand_for_the_definition() -> None:
     held = done(project())
     held.succeeded["late"] = held.succeeded["late"].model_copy(update={"params": {"epochs": 1}})
     assert running(plan(project(), held)) == {"late"}
+
+
+ASKED = TRAINING.replace(
+    name="late-trees", fn=None, module=None, trainer=XGBoost(), examples=TRAINING.examples, on_apply=False
+)
+
+
+def test_what_only_runs_when_asked_is_left_alone_and_named() -> None:
+    of = project(*ALL, ASKED)
+    _check_references(of)  # of one model, two trainings
+    found = plan(of, Held())
+    assert "late-trees" not in running(found)
+    assert found.asked == ("late-trees",)
+    needs = {step.name: set(step.needs) for step in found.steps if step.kind == "endpoint"}
+    assert needs == {"late": {"late", "online"}}
+    assert "late-trees" not in {name for touched in found.touches.values() for name in touched}
+    assert "late-trees" in running(plan(of, Held(), only=["late-trees"]))
+
+
+def test_what_is_asked_for_runs_when_what_an_apply_runs_needs_it() -> None:
+    after = Job(name="after", fn="jobs.late:after", needs=("late-trees",))
+    assert {"late-trees", "after"} <= running(plan(project(*ALL, ASKED, after), Held()))
+    alone = tuple(d for d in ALL if d is not TRAINING)
+    found = plan(project(*alone, ASKED), Held())
+    assert "late-trees" not in running(found)
+    assert actions(found)["endpoint late"] is Action.DEPLOY
+
+
+def test_a_version_by_another_training_of_the_model_makes_none_stale() -> None:
+    held = done(project())
+    held.heads[Ref("model", "late")] = Version(kind="model", name="late", version="77")
+    assert plan(project(*ALL, ASKED), held).empty
 
 
 def test_an_endpoint_that_is_gone_from_the_project_is_removed() -> None:

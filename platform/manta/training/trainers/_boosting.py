@@ -41,7 +41,7 @@ def check(job: Job, module: str, trainer: str, also: Sequence[str] = ()) -> None
         ExtraMissing: the library is not installed.
         TrainingInvalid: a parameter that the trainer sets itself, or no number of rounds.
     """
-    driver(module, module)
+    driver(module, module, f"the trainer {trainer}")
     taken = sorted(set(job.params) & {*_OURS, *also})
     if taken:
         raise TrainingInvalid(

@@ -32,7 +32,7 @@ def check(job: Job) -> None:
     ExtraMissing: skl2onnx is not installed.
     TrainingInvalid: the function makes no classifier.
     """
-    driver("skl2onnx", EXTRA)
+    driver("skl2onnx", EXTRA, "the trainer Sklearn")
     _made(job.training.fn or "", job.params, job.shape)
 
 
