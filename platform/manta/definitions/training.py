@@ -76,13 +76,15 @@ class Sklearn(Frozen):
 
 
 class XGBoost(Frozen):
-    """Gradient-boosted trees by XGBoost, in one task.
+    """Gradient-boosted trees by XGBoost, in one task or in several that share the rows.
 
     Attributes:
-        cpus: that the task holds, a thread each.
+        workers: tasks; each holds its share of the rows, and all grow the same trees.
+        cpus: that each holds, a thread each.
     """
 
     kind: Literal["xgboost"] = "xgboost"
+    workers: int = Field(default=1, ge=1)
     cpus: float = Field(default=1.0, ge=1)
 
 

@@ -1,6 +1,7 @@
-"""Trains in one Ray task: for frameworks that use the cores of one machine by themselves.
+"""Trains in one Ray task, for frameworks that use the cores of one machine by themselves; or in several, for
+those that can share the rows (:mod:`manta.training.trainers._group`).
 
-The task holds its CPUs in the cluster's books, reports as it goes and leaves the model in the run's folder,
+A task holds its CPUs in the cluster's books, reports as it goes and leaves the model in the run's folder,
 whole or not at all. One that died is tried again, and goes on from the checkpoint that it had left.
 """
 
@@ -11,7 +12,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class Work:
     Attributes:
         folder: the run's own; what is there was left by an earlier try or attempt.
         params: without references to secrets: these are resolved.
+        rank: which of ``workers`` tasks it is; what the others report and keep is that of the first.
+        meeting: where the workers meet, as their library wants to be told.
     """
 
     training: Training
@@ -42,17 +45,24 @@ class Work:
     shape: dict[str, Any]
     train: Part
     validation: Part
+    rank: int = 0
+    workers: int = 1
+    meeting: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def threads(self) -> int:
         return max(1, int(cpus_of(self.training)))
 
     def report(self, metrics: Mapping[str, Any]) -> None:
+        if self.rank:
+            return
         with (self.folder / REPORTS).open("a") as lines:
             lines.write(json.dumps(metrics) + "\n")
 
     def keep(self, name: str, content: bytes) -> None:
         """Write a file of the run's folder, whole or not at all."""
+        if self.rank:
+            return
         part = self.folder / f".{name}.part"
         part.write_bytes(content)
         part.replace(self.folder / name)
@@ -91,35 +101,50 @@ def run(job: Job, name: str, train: Callable[[Work], bytes], rounds: int | None 
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    folder = job.folder / job.run_key
-    folder.mkdir(parents=True, exist_ok=True)
-    done = folder / name
+    work = begun(job)
+    done = work.folder / name
     if done.exists():
         return done.read_bytes()
     cpus = cpus_of(job.training)
-    _require_room(cpus)
-    work = Work(job.training, job.params, folder, str(job.root), job.shape, job.train, job.validation)
-    task = ray.remote(num_cpus=cpus, max_retries=TRIES - 1, retry_exceptions=False)(_train)
-    with followed(job, folder, rounds):
+    require_room(1, cpus)
+    task = ray.remote(num_cpus=cpus, max_retries=TRIES - 1, retry_exceptions=False)(execute)
+    with followed(job, work.folder, rounds):
         try:
             ray.get(task.options(name=f"train {job.training.model}").remote(train, name, work))
         except RayTaskError as error:
-            cause = error.cause or error
-            if isinstance(cause, TrainingInvalid):
-                raise cause from None
-            raise TrainingInvalid(
-                f"{job.training.trainer.kind} failed: {type(cause).__name__}: {cause}",
-                hint="the run's log has the traceback; params are handed on as they are",
-            ) from error
+            raise failed(job, error) from error
         except RayError as error:
-            raise Unavailable(
-                f"the training's process died {TRIES} times: {error}",
-                hint="out of memory? a larger machine, or fewer examples",
-            ) from error
+            raise died(error) from error
     return done.read_bytes()
 
 
-def _train(train: Callable[[Work], bytes], name: str, work: Work) -> None:
+def begun(job: Job) -> Work:
+    """The work with all of the rows, in a folder that is there."""
+    folder = job.folder / job.run_key
+    folder.mkdir(parents=True, exist_ok=True)
+    return Work(job.training, job.params, folder, str(job.root), job.shape, job.train, job.validation)
+
+
+def failed(job: Job, error: Any) -> TrainingInvalid:
+    """That the code of the task raised."""
+    cause = error.cause or error
+    if isinstance(cause, TrainingInvalid):
+        return cause
+    return TrainingInvalid(
+        f"{job.training.trainer.kind} failed: {type(cause).__name__}: {cause}",
+        hint="the run's log has the traceback; params are handed on as they are",
+    )
+
+
+def died(error: Exception) -> Unavailable:
+    return Unavailable(
+        f"the training's process died {TRIES} times: {error}",
+        hint="out of memory? a larger machine, or fewer examples",
+    )
+
+
+def execute(train: Callable[[Work], bytes], name: str, work: Work) -> None:
+    """In the task."""
     from manta.output import guard_thread
     from manta.secrets import redacted, redactor, references, resolve
 
@@ -142,15 +167,23 @@ def _train(train: Callable[[Work], bytes], name: str, work: Work) -> None:
         raise
 
 
-def _require_room(cpus: float) -> None:
+def require_room(workers: int, cpus: float) -> None:
     """Raises:
-    TrainingInvalid: no machine of the cluster has as many CPUs.
+    TrainingInvalid: the machines of the cluster could not hold them even if they did nothing else.
     """
     import ray
 
-    most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-    if cpus > most:
+    machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    if sum(int(held / cpus) for held in machines) >= workers:
+        return
+    if workers == 1:
         raise TrainingInvalid(
-            f"a training with {cpus:g} CPUs can never run here: the largest machine has {most:g}",
+            f"a training with {cpus:g} CPUs can never run here: the largest machine has "
+            f"{max(machines, default=0):g}",
             hint="cpus=… of the trainer that fits one machine, or a larger machine",
         )
+    raise TrainingInvalid(
+        f"{workers} workers with {cpus:g} CPUs each can never run here: the machines have "
+        f"{' + '.join(f'{held:g}' for held in machines)}",
+        hint="workers=… and cpus=… of the trainer that fit, or a larger cluster",
+    )

@@ -1,26 +1,34 @@
-"""Gradient-boosted trees by XGBoost, in one task with all its CPUs.
+"""Gradient-boosted trees by XGBoost, in one task with all its CPUs or in several that share the rows.
 
 Every so many rounds the booster is kept, and an attempt after a kill goes on from there.
+
+Several workers add up their histograms in each level of a tree (XGBoost's own collective), so all grow the
+same trees. These are those of one worker but for two things: sums of floats in another order, and, of
+features with more distinct values than bins, bounds of bins that are merged from the workers' own.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from manta.definitions import XGBoost
 from manta.errors import TrainingInvalid
 from manta.models import trees
 from manta.training.encoder import Arrays
-from manta.training.trainers import Job, _boosting, _task
+from manta.training.trainers import Job, _boosting, _group, _task
 from manta.training.trainers._reports import reports
 
 if TYPE_CHECKING:
     import onnx
 
 MODEL, CHECKPOINT = "model.ubj", "checkpoint.ubj"
+MEETING_SECONDS = 300  # for all workers to meet, and for a word from one that does not close its connections
 
 
 def check(job: Job) -> None:
@@ -36,12 +44,48 @@ def fit(job: Job) -> XGBoostModel:
     TrainingInvalid: XGBoost refused a parameter.
     Unavailable: the process died every time.
     """
-    content = _task.run(job, MODEL, train, _boosting.asked(job.params).rounds)
+    how = cast(XGBoost, job.training.trainer)
+    rounds = _boosting.asked(job.params).rounds
+    if how.workers == 1:
+        content = _task.run(job, MODEL, train, rounds)
+    else:
+        content = _group.run(job, MODEL, train, how.workers, _meeting, rounds)
     return XGBoostModel(content, job.shape, reports(job.folder / job.run_key))
 
 
+@contextmanager
+def _meeting(workers: int) -> Iterator[dict[str, Any]]:
+    """XGBoost's tracker, in this process: it tells the workers of each other."""
+    import ray
+    import xgboost
+    from xgboost.tracker import RabitTracker
+
+    address = ray.util.get_node_ip_address()
+    tracker = RabitTracker(n_workers=workers, host_ip=address, sortby="task", timeout=MEETING_SECONDS)
+    tracker.start()
+    try:
+        yield tracker.worker_args()
+    finally:
+        with suppress(xgboost.core.XGBoostError):  # it says once more that a worker is gone
+            tracker.free()
+
+
+@contextmanager
+def _together(work: _task.Work) -> Iterator[None]:
+    """Among the other workers, where there are any."""
+    from xgboost import collective
+
+    if work.workers == 1:
+        yield
+        return
+    collective.init(**work.meeting, dmlc_task_id=f"{work.rank:08}", dmlc_timeout=MEETING_SECONDS)
+    yield
+    # Not after an error: it would wait for peers that may be gone.
+    collective.finalize()
+
+
 def train(work: _task.Work) -> bytes:
-    """In the task."""
+    """In the task. What is kept is read before the workers meet: after that, the first may write anew."""
     import xgboost
 
     rounds, patience, params = _boosting.asked(work.params)
@@ -52,24 +96,25 @@ def train(work: _task.Work) -> bytes:
         before = xgboost.Booster(model_file=bytearray(kept))
     done = before.num_boosted_rounds() if before is not None else 0
     work.reported(done)
-    parts = {
-        name: xgboost.DMatrix(_task.matrix(part.arrays), part.labels, nthread=work.threads)
-        for name, part in (("train", work.train), ("validation", work.validation))
-    }
     callbacks: list[Any] = [_reports(work)]
     if patience is not None:
         callbacks.append(
             xgboost.callback.EarlyStopping(int(patience), data_name="validation", save_best=True)
         )
-    booster = xgboost.train(
-        given,
-        parts["train"],
-        rounds - done,
-        evals=[(matrix, name) for name, matrix in parts.items()],
-        xgb_model=before,
-        callbacks=callbacks,
-        verbose_eval=False,
-    )
+    with _together(work):
+        parts = {
+            name: xgboost.DMatrix(_task.matrix(part.arrays), part.labels, nthread=work.threads)
+            for name, part in (("train", work.train), ("validation", work.validation))
+        }
+        booster = xgboost.train(
+            given,
+            parts["train"],
+            rounds - done,
+            evals=[(matrix, name) for name, matrix in parts.items()],
+            xgb_model=before,
+            callbacks=callbacks,
+            verbose_eval=False,
+        )
     return bytes(booster.save_raw("ubj"))
 
 

@@ -1,0 +1,193 @@
+"""Trains in several Ray tasks at once that share the rows and meet over a network of their library's own.
+
+Each has every n-th row, from a row of its own on, so that no row is in two of them and none is left out. They
+start together or not at all, and when one dies the others end too: all of them are started again, and go on
+from the checkpoint that the first of them had left.
+
+Plain tasks in a placement group, not Ray Train: boosted trees take nothing from its controller (their
+checkpoints are rounds in the run's folder), which costs more to start than a small training takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from manta.errors import TrainingInvalid, Unavailable
+from manta.training.trainers import Job, Part, _task
+from manta.training.trainers._reports import followed
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 180.0  # for all of them to be placed
+# After one of them has failed: the others see that their peer is gone, or are ended.
+GRACE_SECONDS = 20.0
+
+Meeting = Callable[[int], AbstractContextManager[Mapping[str, Any]]]
+
+
+def share(part: Part, rank: int, workers: int) -> Part:
+    """Every ``workers``-th row, from row ``rank`` on: each row is in exactly one share."""
+    rows = np.arange(rank, len(part.labels), workers)
+    return Part(part.arrays.take(rows), part.labels[rows])
+
+
+def run(
+    job: Job,
+    name: str,
+    train: Callable[[_task.Work], bytes],
+    workers: int,
+    meeting: Meeting,
+    rounds: int | None = None,
+) -> bytes:
+    """What ``train`` gave in the first of the tasks, from the file ``name`` in the run's folder if it is
+    there already.
+
+    Args:
+        train: a function of a module, called in each task with its share of the rows.
+        meeting: ``with meeting(workers) as told``: where they meet, for the time of one try.
+        rounds: how many reports are to be expected.
+
+    Raises:
+        TrainingInvalid: ``train`` raised; or fewer rows than workers, or more workers than the cluster holds.
+        Unavailable: no room for all of them, or their processes died every time.
+    """
+    whole = _task.begun(job)
+    done = whole.folder / name
+    if done.exists():
+        return done.read_bytes()
+    cpus = _task.cpus_of(job.training)
+    _task.require_room(workers, cpus)
+    _require_rows(job, workers)
+    with followed(job, whole.folder, rounds), _Places(workers, cpus) as places:
+        works = places.put(whole)
+        for tries_left in reversed(range(_task.TRIES)):
+            with meeting(workers) as told:
+                errors = places.tried(job, train, name, works, told)
+            if not errors:
+                return done.read_bytes()
+            _judge(job, errors, tries_left)
+    raise AssertionError("the last try returns or raises")
+
+
+def _require_rows(job: Job, workers: int) -> None:
+    fewest = min(len(job.train.labels), len(job.validation.labels))
+    if fewest < workers:
+        raise TrainingInvalid(
+            f"{fewest} rows cannot be shared by {workers} workers", hint="fewer workers, or more examples"
+        )
+
+
+def _judge(job: Job, errors: Sequence[Exception], tries_left: int) -> None:
+    """Returns when they are to be tried again.
+
+    Args:
+        errors: of those that failed, the first to fail first.
+
+    Raises:
+        TrainingInvalid: none has died: it is their code. Unavailable: one has, and it was the last try.
+    """
+    from ray.exceptions import RayTaskError
+
+    dead = [error for error in errors if not isinstance(error, RayTaskError)]
+    if not dead:
+        raise _task.failed(job, errors[0]) from errors[0]
+    if not tries_left:
+        raise _task.died(dead[0]) from dead[0]
+    log.warning("%d of the workers died; going on from the last checkpoint: %s", len(dead), dead[0])
+
+
+class _Places:
+    """Room for all the workers, held together."""
+
+    def __init__(self, workers: int, cpus: float) -> None:
+        self._workers, self._cpus = workers, cpus
+
+    def __enter__(self) -> _Places:
+        import ray
+        from ray.util.placement_group import placement_group
+
+        self._group = placement_group([{"CPU": self._cpus}] * self._workers, strategy="PACK")
+        if not self._group.wait(START_SECONDS):
+            free = ray.available_resources().get("CPU", 0)
+            self.__exit__()
+            raise Unavailable(
+                f"no room for {self._workers} workers with {self._cpus:g} CPUs each: of the cluster only "
+                f"{free:g} CPUs are free",
+                hint="endpoints and other runs hold the rest: stop one (`manta stop ID`), or train with less",
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        from ray.util.placement_group import remove_placement_group
+
+        remove_placement_group(self._group)
+
+    def put(self, whole: _task.Work) -> list[Any]:
+        """Each worker's part of the work, in the object store."""
+        import ray
+
+        return [
+            ray.put(
+                replace(
+                    whole,
+                    train=share(whole.train, rank, self._workers),
+                    validation=share(whole.validation, rank, self._workers),
+                    rank=rank,
+                    workers=self._workers,
+                )
+            )
+            for rank in range(self._workers)
+        ]
+
+    def tried(
+        self,
+        job: Job,
+        train: Callable[[_task.Work], bytes],
+        name: str,
+        works: Sequence[Any],
+        told: Mapping[str, Any],
+    ) -> list[Exception]:
+        """One try of all of them, until the last has ended. The errors of those that failed, in that
+        order."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        # One that died must not be repeated by itself: its peers are gone.
+        task = ray.remote(num_cpus=self._cpus, max_retries=0)(_member)
+        waiting = [
+            task.options(
+                name=f"train {job.training.model} {rank}",
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, rank),
+            ).remote(train, name, work, dict(told))
+            for rank, work in enumerate(works)
+        ]
+        errors: list[Exception] = []
+        until: float | None = None
+        while waiting:
+            ended, waiting = ray.wait(waiting, timeout=0.5)
+            for each in ended:
+                try:
+                    ray.get(each)
+                except ray.exceptions.RayError as error:
+                    errors.append(error)
+            if errors and until is None:
+                until = time.monotonic() + GRACE_SECONDS
+            if until is not None and time.monotonic() > until:
+                for each in waiting:
+                    ray.cancel(each, force=True)
+                until = time.monotonic() + GRACE_SECONDS
+        return errors
+
+
+def _member(
+    train: Callable[[_task.Work], bytes], name: str, work: _task.Work, told: Mapping[str, Any]
+) -> None:
+    """In each of the tasks."""
+    _task.execute(train, name, replace(work, meeting=told))

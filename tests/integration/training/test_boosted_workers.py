@@ -1,0 +1,154 @@
+"""Boosted trees on several workers: the trees of one, rows shared and none twice, and kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from manta.definitions import XGBoost
+from manta.errors import TrainingInvalid, Unavailable
+from manta.training.encoder import Arrays
+from manta.training.trainers import Job, Model, Part, _group, trainer
+from manta.training.trainers._reports import reports
+from tests.integration.training.conftest import Bench
+from tests.integration.training.test_task_trainers import answered, job, training
+
+pytestmark = pytest.mark.ray
+
+WORKERS: dict[str, Any] = {"xgboost": XGBoost}
+
+
+def asked(bench: Bench, kind: str, workers: int, run_key: str = "test-1", **params: Any) -> Job:
+    found = job(bench, kind, training(kind, trainer=WORKERS[kind](workers=workers)), **params)
+    return Job(**{**vars(found), "run_key": run_key})
+
+
+def apart(one: Model, other: Model, part: Part) -> float:
+    """The largest difference in probability."""
+    return float(np.abs(one.probabilities(part.arrays) - other.probabilities(part.arrays)).max())
+
+
+def log_loss(model: Model, part: Part) -> float:
+    p = model.probabilities(part.arrays).astype(np.float64)
+    return float(-np.mean(part.labels * np.log(p) + (1 - part.labels) * np.log(1 - p)))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_each_row_is_in_exactly_one_share(workers: int) -> None:
+    rows = np.arange(100)
+    whole = Part(Arrays(rows.reshape(-1, 1), rows.reshape(-1, 1).astype(np.float32)), rows.astype(np.float32))
+    shares = [_group.share(whole, rank, workers) for rank in range(workers)]
+    assert sorted(np.concatenate([share.labels for share in shares])) == list(rows)
+    for share in shares:
+        assert (share.arrays.categories[:, 0] == share.labels).all()
+        assert (share.arrays.numbers[:, 0] == share.labels).all()
+    assert max(len(share.labels) for share in shares) - min(len(share.labels) for share in shares) <= 1
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_two_workers_make_what_one_makes(ray_cluster: None, bench: Bench, kind: str) -> None:
+    # Few distinct values: whatever the share, each is a bin of its own.
+    jobs = [asked(bench, kind, workers, f"test-{workers}", rounds=60) for workers in (1, 2)]
+    for each in jobs:
+        for part in (each.train, each.validation):
+            np.round(part.arrays.numbers, 1, out=part.arrays.numbers)
+        trainer(kind).check(each)
+    one, two = (trainer(kind).fit(each) for each in jobs)
+    held = jobs[0].validation
+    assert apart(one, two, held) < 2e-3
+    assert log_loss(two, held) == pytest.approx(log_loss(one, held), abs=1e-4)
+    assert np.abs(answered(two, held.arrays) - two.probabilities(held.arrays)).max() < 1e-5
+    assert [report["round"] for report in two.reports] == list(range(1, 61)), "each round once"
+    last = [model.reports[-1] for model in (one, two)]
+    assert last[1]["validation_logloss"] == pytest.approx(last[0]["validation_logloss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_of_many_values_the_bins_are_near_and_so_is_what_is_learnt(
+    ray_cluster: None, bench: Bench, kind: str
+) -> None:
+    jobs = [asked(bench, kind, workers, f"test-{workers}", rounds=40) for workers in (1, 2)]
+    one, two = (trainer(kind).fit(each) for each in jobs)
+    held = jobs[0].validation
+    assert log_loss(two, held) == pytest.approx(log_loss(one, held), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_killed_they_go_on_from_the_checkpoint(
+    ray_cluster: None, bench: Bench, kind: str, rank: int
+) -> None:
+    wanted = asked(bench, kind, 2, rounds=300)
+    folder = wanted.folder / wanted.run_key
+    killed: list[int] = []
+
+    def kill() -> None:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not killed:
+            if len(reports(folder)) > 60:
+                for process in psutil.Process().children(recursive=True):
+                    if f"train delay {rank}" in " ".join(process.cmdline()):
+                        killed.append(len(reports(folder)))
+                        os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.001)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    model = trainer(kind).fit(wanted)
+    killer.join()
+    assert killed, "it was not killed"
+    assert 60 < killed[0] < 300
+    assert [report["round"] for report in model.reports] == list(range(1, 301)), "each round once"
+    assert not list(folder.glob(".*.part")), "nothing half-written"
+    again = trainer(kind).fit(asked(bench, kind, 2, rounds=300))
+    assert again.reports == model.reports, "executed again, it is found, not made"
+    other = trainer(kind).fit(asked(bench, kind, 2, "test-2", rounds=300))
+    assert apart(model, other, wanted.validation) < 1e-4, "going on changes nothing"
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_all_workers_stop_at_the_same_round(ray_cluster: None, bench: Bench, kind: str) -> None:
+    wanted = asked(bench, kind, 2, rounds=300, early_stopping_rounds=5)
+    model = trainer(kind).fit(wanted)
+    assert len(model.reports) < 300
+    least = min(report["validation_logloss"] for report in model.reports)
+    assert log_loss(model, wanted.validation) == pytest.approx(least, rel=1e-4)
+
+
+def test_what_cannot_be_trained_by_several(ray_cluster: None, bench: Bench) -> None:
+    with pytest.raises(TrainingInvalid, match=r"xgboost failed.*max_depth"):
+        trainer("xgboost").fit(asked(bench, "xgboost", 2, max_depth="deep"))
+    with pytest.raises(TrainingInvalid, match="99 workers with 1 CPUs each can never run here") as error:
+        trainer("xgboost").fit(asked(bench, "xgboost", 99))
+    assert error.value.hint
+    few = asked(bench, "xgboost", 2)
+    one = Part(few.validation.arrays.take(np.arange(1)), few.validation.labels[:1])
+    with pytest.raises(TrainingInvalid, match="1 rows cannot be shared by 2 workers"):
+        trainer("xgboost").fit(Job(**{**vars(few), "validation": one}))
+
+
+def test_no_room_now_is_said_in_time(
+    ray_cluster: None, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(_group, "START_SECONDS", 1.0)
+
+    @ray.remote(num_cpus=3)
+    class Greedy:
+        def here(self) -> None: ...
+
+    greedy = Greedy.remote()
+    ray.get(greedy.here.remote())
+    try:
+        with pytest.raises(Unavailable, match="no room for 2 workers with 1 CPUs each"):
+            trainer("xgboost").fit(asked(bench, "xgboost", 2))
+    finally:
+        ray.kill(greedy)
