@@ -501,6 +501,7 @@ class Platform:
     ) -> list[Promotion]:
         """The moves of a model's aliases, newest first; ``before`` is the id to go on from."""
         return self.ledger.aliases.history(project, model, alias, before=before, limit=limit)
+
     def leaderboard(
         self,
         project: str,
