@@ -74,9 +74,9 @@ from manta import Column, Contract, Examples, Files, Ingest, TimeSplit, Torch, T
 from tests.benchmarks._training_loop import Net, marked
 
 user, at = Column(type="int64"), Column(type="timestamp")
-stats = Ingest(dataset="stats", source=Files(path="data/stats.parquet"), contract=Contract(
+stats = Ingest(dataset="stats", source=Files(path="data/stats.parquet", format="parquet"), contract=Contract(
     columns={"user": user, "at": at, **{f"f{n}": Column(type="float64") for n in range(20)}}))
-asked = Ingest(dataset="asked", source=Files(path="data/asked.parquet"), contract=Contract(
+asked = Ingest(dataset="asked", source=Files(path="data/asked.parquet", format="parquet"), contract=Contract(
     columns={"user": user, "at": at, "label": Column(type="bool")}))
 first = Training(
     model="first", fn=marked, module=Net, trainer=Torch(workers=2), features="wide",

@@ -1,4 +1,4 @@
-"""Definitions of trainings: examples, split, trainer and the gates that a model must pass."""
+"""Definitions of trainings: examples, split and trainer. Gates have a module of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from manta.definitions.base import Frozen, FunctionPath, Name, Ref
+from manta.definitions.gates import AtLeast, AtMost, Gate, Parity
 from manta.definitions.jobs import Runnable
 
 
@@ -127,51 +128,6 @@ _CODE: dict[str, tuple[str, ...]] = {
 }
 
 
-class AtLeast(Frozen):
-    """The metric on the held-out rows must reach the bound."""
-
-    kind: Literal["at_least"] = "at_least"
-    metric: str
-    bound: float
-
-    def __init__(self, metric: str, bound: float, **more: Any) -> None:
-        super().__init__(**({"metric": metric, "bound": bound} | more))
-
-
-class AtMost(Frozen):
-    """The metric on the held-out rows must not exceed the bound."""
-
-    kind: Literal["at_most"] = "at_most"
-    metric: str
-    bound: float
-
-    def __init__(self, metric: str, bound: float, **more: Any) -> None:
-        super().__init__(**({"metric": metric, "bound": bound} | more))
-
-
-class BeatsChampion(Frozen):
-    """The metric must not be worse than the champion's on the same held-out rows, give or take
-    ``tolerance``. Passes when there is no champion. Larger is taken as better."""
-
-    kind: Literal["beats_champion"] = "beats_champion"
-    metric: str
-    tolerance: float = 0.0
-
-    def __init__(self, metric: str, tolerance: float = 0.0, **more: Any) -> None:
-        super().__init__(**({"metric": metric, "tolerance": tolerance} | more))
-
-
-class Parity(Frozen):
-    """The features of the training must be the same online: of ``keys`` sampled rows, read as an endpoint
-    will read them, no value may differ from the as-of join."""
-
-    kind: Literal["parity"] = "parity"
-    keys: int = Field(default=1000, ge=1)
-
-
-Gate = Annotated[AtLeast | AtMost | BeatsChampion | Parity, Field(discriminator="kind")]
-
-
 class Training(Runnable):
     """Trains a model and promotes it if it passes the gates.
 
@@ -201,6 +157,11 @@ class Training(Runnable):
         baseline: a feature whose value alone, as a score, is the baseline to compare with; None compares
             with the constant only.
         seed: seeds torch, NumPy and the shuffles.
+        repeats: train so often, with the seeds ``seed``, ``seed + 1`` …, to see how much the figures owe to
+            chance. The first is the model, as without repeats: to take the best of them would be to choose by
+            the held-out rows.
+        card: what the model is for, and what not: plain text, for the report. Paragraphs are parted by an
+            empty line; lines that begin with ``- `` are a list.
     """
 
     kind: ClassVar[str] = "training"
@@ -217,6 +178,8 @@ class Training(Runnable):
     baseline: str | None = None
     pool: str = "default"
     seed: int = 7
+    repeats: int = Field(default=1, ge=1, le=100)
+    card: str = ""
 
     def __init__(self, **fields: Any) -> None:
         named: dict[str, Any] = {"name": fields.get("model")}
@@ -232,6 +195,16 @@ class Training(Runnable):
                 takes = f"takes {' and '.join(wanted)}" if wanted else "takes neither fn nor module"
                 raise ValueError(f"the trainer {self.trainer.kind} {takes}")
         return self
+
+    @model_validator(mode="after")
+    def _seeds_that_a_gate_asks_for(self) -> Training:
+        asked = any(isinstance(gate, AtLeast | AtMost) and gate.any_seed for gate in self.gates)
+        if asked and self.repeats < 2:
+            raise ValueError("a gate with any_seed=True needs repeats=2 or more: one training has no spread")
+        return self
+
+    def fingerprinted(self) -> dict[str, Any]:
+        return {name: value for name, value in super().fingerprinted().items() if name != "card"}
 
     def inputs(self) -> tuple[Ref, ...]:
         read = (Ref("dataset", self.examples.dataset), Ref("features", self.features))

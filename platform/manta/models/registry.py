@@ -111,6 +111,11 @@ class Registry:
         with self._answering() as client:
             _log(client, run, {}, metrics, (), tags)
 
+    def attach(self, run: str, file: Path) -> None:
+        """Keep a file with a run, under its name; over one that is there."""
+        with self._answering() as client:
+            client.log_artifact(run, str(file))
+
     def registered(self, model: str, run: str) -> str | None:
         """The version that holds the package of MLflow's run ``run``; None when there is none."""
         with self._answering() as client:

@@ -14,6 +14,7 @@ from manta.models.package import Package
 
 ECE_BINS = 15
 THRESHOLD = 0.5
+LEAST = 1e-7  # a probability, where its logarithm is taken
 
 
 def predict(model: Package, rows: pl.DataFrame) -> np.ndarray:
@@ -39,24 +40,32 @@ def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     Raises:
         TrainingInvalid: a probability is NaN.
     """
-    from sklearn import metrics
-
     broken = int(np.isnan(probabilities).sum())
     if broken:
         raise TrainingInvalid(
             f"the model answers NaN for {broken} of {len(probabilities)} held-out rows",
             hint="the training diverged: a lower learning rate, or look at the features' ranges",
         )
-    return {
-        "roc_auc": float(metrics.roc_auc_score(labels, probabilities)),
-        "average_precision": float(metrics.average_precision_score(labels, probabilities)),
-        "accuracy": float(np.mean((probabilities >= THRESHOLD) == (labels == 1))),
-        "brier": float(np.mean((probabilities.astype(np.float64) - labels) ** 2)),
-        "ece": expected_calibration_error(labels, probabilities),
-        "log_loss": float(
-            metrics.log_loss(labels, np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7))
-        ),
-    }
+    return {metric: measure(metric, labels, probabilities) for metric in METRICS}
+
+
+def measure(metric: str, labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """One of :data:`METRICS`; arguments as of :func:`score`."""
+    from sklearn import metrics
+
+    if metric == "roc_auc":
+        return float(metrics.roc_auc_score(labels, probabilities))
+    if metric == "average_precision":
+        return float(metrics.average_precision_score(labels, probabilities))
+    if metric == "accuracy":
+        return float(np.mean((probabilities >= THRESHOLD) == (labels == 1)))
+    if metric == "brier":
+        return float(np.mean((probabilities.astype(np.float64) - labels) ** 2))
+    if metric == "ece":
+        return expected_calibration_error(labels, probabilities)
+    if metric == "log_loss":
+        return float(metrics.log_loss(labels, np.clip(probabilities.astype(np.float64), LEAST, 1 - LEAST)))
+    raise ValueError(metric)
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,48 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bi
     """The mean distance between predicted and observed, over :func:`calibration_bins`, weighted by rows."""
     found = calibration_bins(labels, probabilities, bins)
     return float(np.sum(found.count * np.abs(found.predicted - found.observed)) / found.count.sum())
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far the probabilities are what they say.
+
+    Attributes:
+        slope: of the labels' logistic regression on the predictions' log-odds; 1 is right, below the answers
+            are too sure. NaN when the labels are told apart without error, or all answers are the same.
+        offset: mean prediction less share of positives.
+    """
+
+    ece: float
+    slope: float
+    offset: float
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
+    """Args:
+    labels: 0 or 1. probabilities: in [0, 1], same length.
+    """
+    p = np.clip(probabilities.astype(np.float64), LEAST, 1 - LEAST)
+    ece = expected_calibration_error(labels, probabilities)
+    return Calibration(
+        ece, _slope(labels.astype(np.float64), np.log(p / (1 - p))), float(p.mean() - labels.mean())
+    )
+
+
+def _slope(y: np.ndarray, log_odds: np.ndarray, steps: int = 50) -> float:
+    """By Newton's method, from where a perfect model would be."""
+    terms = np.stack([np.ones_like(log_odds), log_odds], axis=1)
+    found = np.array([0.0, 1.0])
+    for _ in range(steps):
+        told = 1 / (1 + np.exp(-np.clip(terms @ found, -700, 700)))
+        curvature = terms.T @ (terms * (told * (1 - told))[:, None])
+        if not np.isfinite(curvature).all() or np.linalg.cond(curvature) > 1e12:
+            return float("nan")
+        step = np.linalg.solve(curvature, terms.T @ (y - told))
+        found += step / max(1.0, np.abs(step).max())  # not farther at once: it could overshoot for ever
+        if np.abs(step).max() < 1e-10:
+            return float(found[1])
+    return float("nan")
 
 
 def baseline_scores(

@@ -93,7 +93,7 @@ def split(time: pl.Series, labels: np.ndarray, at: TimeSplit) -> dict[str, np.nd
     Raises:
         TrainingInvalid: a part is empty, or all its labels are the same.
     """
-    instant = _utc(time)
+    instant = utc(time)
     test_from = _instant(at.test_from)
     before = instant.filter(instant < test_from)
     if at.validation_from is not None:
@@ -115,7 +115,8 @@ def split(time: pl.Series, labels: np.ndarray, at: TimeSplit) -> dict[str, np.nd
     return {name: np.flatnonzero(held) for name, held in parts.items()}
 
 
-def _utc(time: pl.Series) -> pl.Series:
+def utc(time: pl.Series) -> pl.Series:
+    """Instants as such in UTC; naive ones are."""
     zone = getattr(time.dtype, "time_zone", None)
     return time.dt.convert_time_zone("UTC") if zone else time.dt.replace_time_zone("UTC")
 

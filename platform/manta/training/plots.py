@@ -1,4 +1,5 @@
-"""The figures kept with each training: ROC, calibration, confusion. Drawn without a display."""
+"""The figures kept with each training: ROC, precision and recall, calibration, confusion. Drawn without a
+display."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ from manta.training.evaluate import THRESHOLD, calibration_bins
 def draw(
     folder: Path, labels: np.ndarray, probabilities: np.ndarray, baseline: np.ndarray, baseline_name: str
 ) -> list[Path]:
-    """Write ``roc.png``, ``calibration.png`` and ``confusion.png`` into ``folder`` and name them.
+    """Write ``roc.png``, ``precision_recall.png``, ``calibration.png`` and ``confusion.png`` into ``folder``
+    and name them.
 
     Args:
         baseline: the baseline's score of each row.
     """
     figures = {
         "roc": _roc(labels, {"model": probabilities, baseline_name: baseline}),
+        "precision_recall": _precision(labels, {"model": probabilities, baseline_name: baseline}),
         "calibration": _calibration(labels, probabilities),
         "confusion": _confusion(labels, probabilities),
     }
@@ -52,6 +55,21 @@ def _roc(labels: np.ndarray, curves: dict[str, np.ndarray]) -> Any:
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance: 0.500")
     axes.set(xlabel="false positives, share", ylabel="true positives, share", title="ROC, held-out rows")
     axes.legend(loc="lower right")
+    return figure
+
+
+def _precision(labels: np.ndarray, curves: dict[str, np.ndarray]) -> Any:
+    from sklearn import metrics
+
+    figure, axes = _figure()
+    for name, scores in curves.items():
+        precision, recall, _ = metrics.precision_recall_curve(labels, scores)
+        area = metrics.average_precision_score(labels, scores)
+        axes.plot(recall, precision, label=f"{name}: {area:.3f}", drawstyle="steps-post")
+    share = float(np.mean(labels))
+    axes.axhline(share, color="grey", linestyle=":", label=f"chance: {share:.3f}")
+    axes.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02), title="Precision and recall, held-out rows")
+    axes.legend(loc="upper right")
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,15 @@ from manta.models import package
 from manta.models.registry import Registry
 from manta.training import gates
 from manta.training.evaluate import predict, score
+from manta.training.evidence import Evidence
 
 ALIAS = "champion"
 TRIES = 3
+TAG_LIMIT = 8000  # characters that MLflow keeps of a tag
+
+Report = Callable[[Sequence[gates.Result], gates.Champion | None], None]
+"""Is told what the gates said, and the champion that the model was held against; before anything follows
+from it, and again when the champion moved meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ def promote(
     rows: pl.DataFrame,
     labels: np.ndarray,
     parity: ParityReport | None = None,
+    evidence: Evidence | None = None,
+    report: Report = lambda results, champion: None,
 ) -> str:
     """Hold the candidate against the gates and the champion of now; register it and point the alias at it.
     If somebody else moves the champion meanwhile, do so again with that one.
@@ -66,6 +75,7 @@ def promote(
     Args:
         rows: the held-out rows, with the features as they are. labels: theirs.
         parity: what checking the features online found, where a gate asks for it.
+        evidence: what else was measured for the gates.
 
     Returns:
         the version it is registered as.
@@ -76,8 +86,10 @@ def promote(
     """
     training: Training = context.definition
     for _ in range(TRIES):
-        champion = _champion(context, registry, candidate, rows, labels)
-        table = _judge(context, registry, candidate, champion, parity)
+        champion = _champion(context, registry, candidate, rows, labels, evidence)
+        results = gates.judge(training.gates, candidate.metrics, champion, parity, evidence)
+        report(results, champion)
+        table = _conclude(context, registry, candidate, champion, parity, results)
         version = registry.register(
             training.model,
             candidate.run,
@@ -121,12 +133,13 @@ def _mirror(context: RunContext, registry: Registry) -> None:
         shown = held
 
 
-def _judge(
+def _conclude(
     context: RunContext,
     registry: Registry,
     candidate: Candidate,
     champion: gates.Champion | None,
     parity: ParityReport | None,
+    results: Sequence[gates.Result],
 ) -> list[dict[str, Any]]:
     """What each gate said, recorded with the run and in MLflow.
 
@@ -134,7 +147,6 @@ def _judge(
         GateFailed: one of them did not let pass.
     """
     training: Training = context.definition
-    results = gates.judge(training.gates, candidate.metrics, champion, parity)
     table = [result.to_json() for result in results]
     passed = all(result.passed for result in results)
     compared = {f"champion_{name}": value for name, value in ((champion and champion.metrics) or {}).items()}
@@ -144,7 +156,7 @@ def _judge(
         candidate.run,
         {
             "manta.gates": "passed" if passed else "failed",
-            "manta.gates.detail": json.dumps(table),
+            "manta.gates.detail": _shortened(table),
             "manta.champion": holder or "none",
         },
         compared,
@@ -159,7 +171,7 @@ def _judge(
         hint="; ".join(
             [
                 f"{ALIAS} stays {f'version {holder}' if holder else 'unset'}",
-                f"MLflow keeps the training as run {candidate.run}",
+                f"MLflow keeps the training as run {candidate.run}, with report.html",
                 *([parity.hint()] if parity and not parity.clean else []),
             ]
         ),
@@ -167,8 +179,19 @@ def _judge(
     )
 
 
+def _shortened(table: list[dict[str, Any]]) -> str:
+    """As a tag: without what the gates looked at one by one, which is in the report."""
+    kept = [{name: value for name, value in each.items() if name != "pieces"} for each in table]
+    return json.dumps(kept)[:TAG_LIMIT]
+
+
 def _champion(
-    context: RunContext, registry: Registry, candidate: Candidate, rows: pl.DataFrame, labels: np.ndarray
+    context: RunContext,
+    registry: Registry,
+    candidate: Candidate,
+    rows: pl.DataFrame,
+    labels: np.ndarray,
+    evidence: Evidence | None,
 ) -> gates.Champion | None:
     """The version that holds the alias, scored on the same held-out rows."""
     model = context.definition.model
@@ -176,7 +199,8 @@ def _champion(
     if version is None:
         return None
     if version == registry.registered(model, candidate.run):
-        return gates.Champion(version, candidate.metrics)  # promoted by an attempt that was killed after it
+        # Promoted by an attempt that was killed after it.
+        return gates.Champion(version, candidate.metrics, "", evidence.probabilities if evidence else None)
     try:
         detail = context.ledger.versions.get(context.run.project, Ref("model", model), version).detail
         held = package.load(detail["location"], detail["digest"], threads=2)
@@ -184,6 +208,7 @@ def _champion(
         if gone:
             why = f"it takes {', '.join(gone)}, which the training set does not have"
             return gates.Champion(version, None, why)
-        return gates.Champion(version, score(labels, predict(held, rows)))
+        probabilities = predict(held, rows)
+        return gates.Champion(version, score(labels, probabilities), "", probabilities)
     except (NotFound, ModelUnavailable, RequestInvalid) as error:
         return gates.Champion(version, None, error.message)

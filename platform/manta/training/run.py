@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -24,10 +25,11 @@ from manta.ledger.parity import ParityReport
 from manta.models import package
 from manta.models.encoding import Encoding
 from manta.models.registry import Registry
-from manta.training import encoder, evaluate, gates
+from manta.training import encoder, evaluate, evidence, gates, refits, report
 from manta.training.examples import PARTS, Labelled, labelled, split
 from manta.training.progress import Steps
 from manta.training.promotion import Candidate, promote
+from manta.training.slices import Held
 from manta.training.trainers import Job, Model, Part, RawModel, trainer
 
 if TYPE_CHECKING:
@@ -59,6 +61,10 @@ def execute(context: RunContext) -> None:
     with steps.step("features"):
         features, versions = _features(context, training, examples.rows)
         data = _encoded(training, features, examples.labels, parts)
+        held = Held(
+            data.raw["test"], examples.rows[parts["test"]], training.examples.time, data.labels("test")
+        )
+        evidence.check(training.gates, held, list(data.encoding.vocabularies))
     with steps.step("training") as stage:
         job = Job(
             run_key=context.run_key,
@@ -74,22 +80,37 @@ def execute(context: RunContext) -> None:
         )
         how.check(job)
         model = how.fit(job)
+        judged = context.run.replay_of is None  # a replay is compared, and neither registered nor promoted
+        others = refits.with_other_seeds(how, job) if judged else []
+        on_shuffled = refits.on_shuffled_labels(how, job) if judged else {}
     with steps.step("packaging"):
         example = _example(context, training, examples.rows[parts["test"]])
         location, digest, parity = _package(context, training, data, model, example)
     with steps.step("evaluation"):
-        outcome = _evaluate(training, data, package.load(location, digest, threads=2))
+        packaged = package.load(location, digest, threads=2)
+        outcome = _evaluate(training, data, packaged)
+        spread = refits.spread(outcome.metrics, others, data.encoded["test"])
+        found = evidence.gather(
+            training.gates if judged else (),
+            held,
+            outcome.probabilities,
+            packaged,
+            location,
+            _service(context, training)[1].types,
+            spread,
+            refits.judged(on_shuffled, data.encoded["test"], outcome.probabilities),
+        )
     with steps.step("recording"):
         figures = job.folder / context.run_key / "figures"
         _draw(figures, data, outcome)
-        rows = {f"rows_{name}": len(held) for name, held in parts.items()} | {
+        rows = {f"rows_{name}": len(part) for name, part in parts.items()} | {
             "rows_dropped": examples.dropped
         }
         mlflow_run = registry.record(
             context.run_key,
             context.run.job,
             params={**job.params, **_described(training, data.encoding), **rows},
-            metrics=outcome.metrics | {"parity": parity},
+            metrics=outcome.metrics | {"parity": parity} | _over_seeds(spread),
             reports=model.reports,
             tags={
                 "manta.digest": digest,
@@ -102,16 +123,50 @@ def execute(context: RunContext) -> None:
         context.measured(
             **outcome.metrics, **rows, parity=parity, baseline=outcome.baseline, mlflow_run=mlflow_run
         )
+        if spread:
+            context.measured(spread={metric: each.to_json() for metric, each in spread.items()})
     with steps.step("promotion"):
         manifest = context.read("features", training.features).detail["manifest"]
         candidate = Candidate(mlflow_run, outcome.metrics, location, digest, manifest)
-        if context.run.replay_of is None:
+
+        def tell(results: Sequence[gates.Result] | None, champion: gates.Champion | None) -> None:
+            written = report.write(
+                figures.parent,
+                report.Told(
+                    context.run,
+                    training,
+                    context.ledger.manifest(context.run.id),
+                    outcome.metrics,
+                    outcome.baseline,
+                    spread,
+                    champion,
+                    results,
+                    rows,
+                    packaged.inputs,
+                    digest,
+                    figures,
+                ),
+            )
+            registry.attach(mlflow_run, written)
+
+        if judged:
             same = _same_online(context, training, manifest)
-            version = promote(context, registry, candidate, data.raw["test"], data.labels("test"), same)
+            version = promote(
+                context, registry, candidate, data.raw["test"], data.labels("test"), same, found, tell
+            )
         else:
-            version = f"replay-{context.run.id}"  # neither registered nor promoted: it is to be compared
+            tell(None, None)
+            version = f"replay-{context.run.id}"
     context.measured(seconds=steps.seconds)
     context.produced("model", training.model, version, **candidate.detail(context.run.package))
+
+
+def _over_seeds(spread: Mapping[str, refits.Spread]) -> dict[str, float]:
+    return {
+        f"{metric}_{name}": value
+        for metric, each in spread.items()
+        for name, value in (("mean", each.mean), ("deviation", each.deviation))
+    }
 
 
 def _same_online(context: RunContext, training: Training, manifest: str) -> ParityReport | None:

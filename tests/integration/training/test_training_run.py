@@ -129,7 +129,8 @@ def _check_mlflow(registry: Registry, run_id: str, metrics: dict[str, Any]) -> N
     # The second epoch was cut short and done again, from the first one's checkpoint.
     assert [point.value for point in client.get_metric_history(run_id, "loop/first")] == [1, 2, 2]
     figures = {file.path for file in client.list_artifacts(run_id, "figures")}
-    assert figures == {"figures/roc.png", "figures/calibration.png", "figures/confusion.png"}
+    drawn = ("roc", "precision_recall", "calibration", "confusion")
+    assert figures == {f"figures/{name}.png" for name in drawn}
     assert client.get_model_version_by_alias("test.delay", "champion").version == "1"
 
     mlflow.set_tracking_uri(registry.url)

@@ -34,6 +34,9 @@ NAN = float("nan")
         (BeatsChampion("roc_auc", tolerance=0.02), 0.74, 0.75, True, 0.01),
         (BeatsChampion("roc_auc", tolerance=0.02), 0.72, 0.75, False, -0.01),
         (BeatsChampion("roc_auc"), 0.75, NAN, False, NAN),
+        (BeatsChampion("ece"), 0.03, 0.04, True, 0.01),
+        (BeatsChampion("brier"), 0.15, 0.14, False, -0.01),
+        (BeatsChampion("brier", tolerance=0.02), 0.15, 0.14, True, 0.01),
     ],
 )
 def test_one_gate(
@@ -70,7 +73,7 @@ def test_every_gate_is_judged_in_order() -> None:
     assert all(math.isfinite(result.value) for result in found)
 
 
-@pytest.mark.parametrize("gate", [AtLeast("auc", 0.7), BeatsChampion("ece")])
+@pytest.mark.parametrize("gate", [AtLeast("auc", 0.7), AtMost("error", 1), BeatsChampion("f1")])
 def test_a_metric_that_cannot_be_used_is_refused_before_training(gate: Gate) -> None:
     with pytest.raises(TrainingInvalid, match=gate.metric) as error:
         check_names([AtLeast("roc_auc", 0.7), gate])
