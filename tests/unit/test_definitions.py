@@ -147,3 +147,22 @@ def test_what_is_read_and_produced() -> None:
     assert TRAINING.inputs() == (Ref("dataset", "raw"), Ref("features", "v1"))
     assert TRAINING.outputs() == (Ref("model", "late"),)
     assert set(TRAINING.code()) == {"jobs.a:train", "jobs.a:Net"}
+
+
+@pytest.mark.parametrize(
+    ("path", "read_as"),
+    [
+        ("data/part-?.parquet", "parquet"),
+        ("s3://lake/day=*/x.PQ", "parquet"),
+        ("log.jsonl.gz", "jsonl"),
+        ("https://example.com/rows.ndjson?page=2", "jsonl"),
+        ("photos/*/*.JPG", "image"),
+        ("x.csv.zip", "csv"),
+        ("https://example.com/export?as=.parquet", "csv"),
+        ("x", "csv"),
+    ],
+)
+def test_files_are_read_as_their_ending_says_unless_told(path: str, read_as: str) -> None:
+    assert Files(path=path).format == read_as
+    assert Files(path=path, format="orc").format == "orc"
+    assert Files(**Files(path=path).model_dump()).format == read_as

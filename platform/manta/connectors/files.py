@@ -28,6 +28,14 @@ from manta.definitions.sources import Ask, Reading, Rows, Source
 from manta.errors import MantaError, SourceUnreadable
 
 _SECRET = re.compile(r"secret|key$|token|password|credential|connection_string|sas", re.IGNORECASE)
+_COMPRESSED = re.compile(r"\.(gz|bz2|zst|lz4|zip)$", re.IGNORECASE)
+_ENDINGS = {
+    (".parquet", ".pq"): "parquet",
+    (".jsonl", ".ndjson"): "jsonl",
+    (".avro",): "avro",
+    (".orc",): "orc",
+    (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"): "image",
+}
 # Named like secrets, and none.
 _OPEN = {"anon", "key_file"}
 
@@ -39,8 +47,9 @@ class Files(Source):
         path: a file or a glob, relative to the project folder; ``package:NAME/inner/path`` for files that an
             installed Python package carries; or a URL: ``s3://``, ``gs://``, ``abfs://``, ``hdfs://`` (globs
             too), ``https://`` (one file).
-        format: ``csv``, ``jsonl``, ``parquet``, ``avro``, ``orc`` or ``image``. Text may be compressed, as
-            the file's name says (.gz, .bz2, .zst, .lz4; a .zip holds one file). Of images each file is a row:
+        format: ``csv``, ``jsonl``, ``parquet``, ``avro``, ``orc`` or ``image``; not given, what the path's
+            ending says, and ``csv`` where it says nothing. Text may be compressed, as the file's name says
+            (.gz, .bz2, .zst, .lz4; a .zip holds one file). Of images each file is a row:
             ``path``, ``label``, ``bytes``, ``width``, ``height``, ``mode``; broken ones are refused.
         null_values: texts that stand for a missing value (csv).
         delimiter, quote: one ASCII character each (csv).
@@ -71,6 +80,17 @@ class Files(Source):
     storage: Mapping[str, Any] = Field(default_factory=dict)
     new_only: bool = False
     changed: Literal["refuse", "read"] = "refuse"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_path_ends(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "format" in given or not isinstance(given.get("path"), str):
+            return given
+        path = given["path"]
+        path = path.partition("?")[0] if path.startswith(("http://", "https://")) else path
+        name = _COMPRESSED.sub("", path).lower()
+        found = next((form for ends, form in _ENDINGS.items() if name.endswith(ends)), None)
+        return given if found is None else given | {"format": found}
 
     @model_validator(mode="after")
     def _can_be_read(self) -> Files:
