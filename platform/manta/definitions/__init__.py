@@ -27,6 +27,7 @@ from manta.definitions.sources import Source
 from manta.definitions.streams import StreamFeatures
 from manta.definitions.training import (
     Examples,
+    Function,
     Imported,
     LightGBM,
     Sklearn,
@@ -73,6 +74,7 @@ __all__ = [
     "Examples",
     "FeatureRepo",
     "FeatureTable",
+    "Function",
     "FunctionPath",
     "Gate",
     "Imported",

@@ -100,6 +100,18 @@ class LightGBM(Frozen):
     cpus: float = Field(default=1.0, ge=1)
 
 
+class Function(Frozen):
+    """Any other framework: a function of the project, in one task.
+
+    Attributes:
+        cpus, gpus: that the task holds.
+    """
+
+    kind: Literal["function"] = "function"
+    cpus: float = Field(default=1.0, gt=0)
+    gpus: float = Field(default=0.0, ge=0)
+
+
 MOST_IMPORT_BYTES = 128 * 2**20  # of a model that was made elsewhere
 
 
@@ -117,7 +129,7 @@ class Imported(Frozen):
     file: str = Field(default="model", pattern=r"^[^/\\\x00-\x1f]{1,200}$")
 
 
-Trainer = Annotated[Torch | Sklearn | XGBoost | LightGBM | Imported, Field(discriminator="kind")]
+Trainer = Annotated[Torch | Sklearn | XGBoost | LightGBM | Function | Imported, Field(discriminator="kind")]
 # What each needs of a training, and does without. What is imported may leave them in place: weights in
 # safetensors are the module's.
 _CODE: dict[str, tuple[str, ...]] = {
@@ -125,19 +137,26 @@ _CODE: dict[str, tuple[str, ...]] = {
     "sklearn": ("fn",),
     "xgboost": (),
     "lightgbm": (),
+    "function": ("fn",),
 }
 
 
 class Training(Runnable):
     """Trains a model and promotes it if it passes the gates.
 
-    The trainer says how. `Torch` takes ``fn`` and ``module``, `Sklearn` takes ``fn``; `XGBoost` and
-    `LightGBM` take neither: ``params`` are theirs (``rounds`` trees, 200 unless given, and
+    The trainer says how. `Torch` takes ``fn`` and ``module``, `Sklearn` and `Function` take ``fn``; `XGBoost`
+    and `LightGBM` take neither: ``params`` are theirs (``rounds`` trees, 200 unless given, and
     ``early_stopping_rounds``).
 
     For `Sklearn`, ``fn(config: dict)`` returns a classifier, unfitted. ``config`` holds ``params`` and
     ``shape``, as below. It is fitted to float32 [n, C + 2·D]: the categories' indices, by falling frequency,
     and the numbers.
+
+    For `Function`, ``fn(work)`` trains as it likes and returns a `manta.Fitted`: the model as ONNX, and what
+    it answers for the validation rows. ``work.train`` and ``work.validation`` have ``arrays.categories``,
+    ``arrays.numbers`` and ``labels``, as below; ``work.params``, ``work.shape`` and ``work.threads`` say the
+    rest. ``work.report(metrics)`` tells how it goes. ``work.keep(name, bytes)`` keeps a checkpoint, whole or
+    not at all, and ``work.kept(name)`` gives it back to an attempt after a kill.
 
     For `Torch`, ``fn(config: dict)`` is a plain Ray Train loop. ``config`` holds ``params`` and ``shape``: a
     dict with ``categories``, the vocabulary size of each categorical feature (index 0 stands for unknown or

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from manta.definitions import Imported, Torch, Training
+from manta.definitions import Function, Imported, Torch, Training
 from manta.errors import TrainingInvalid, Unavailable
 from manta.training.encoder import Arrays
 from manta.training.trainers import Job, Part
@@ -82,6 +82,10 @@ def cpus_of(training: Training) -> float:
     return training.trainer.cpus
 
 
+def gpus_of(training: Training) -> float:
+    return training.trainer.gpus if isinstance(training.trainer, Function) else 0.0
+
+
 def matrix(arrays: Arrays) -> np.ndarray:
     """float32 [n, C + 2·D]: the categories' indices (index 0: unknown or missing), then the numbers."""
     return np.hstack([arrays.categories.astype(np.float32), arrays.numbers])
@@ -105,9 +109,9 @@ def run(job: Job, name: str, train: Callable[[Work], bytes], rounds: int | None 
     done = work.folder / name
     if done.exists():
         return done.read_bytes()
-    cpus = cpus_of(job.training)
-    require_room(1, cpus)
-    task = ray.remote(num_cpus=cpus, max_retries=TRIES - 1, retry_exceptions=False)(execute)
+    cpus, gpus = cpus_of(job.training), gpus_of(job.training)
+    require_room(1, cpus, gpus)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=TRIES - 1, retry_exceptions=False)(execute)
     with followed(job, work.folder, rounds):
         try:
             ray.get(task.options(name=f"train {job.training.model}").remote(train, name, work))
@@ -167,13 +171,19 @@ def execute(train: Callable[[Work], bytes], name: str, work: Work) -> None:
         raise
 
 
-def require_room(workers: int, cpus: float) -> None:
+def require_room(workers: int, cpus: float, gpus: float = 0.0) -> None:
     """Raises:
     TrainingInvalid: the machines of the cluster could not hold them even if they did nothing else.
     """
     import ray
 
-    machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus > max((node.get("GPU", 0) for node in nodes), default=0):
+        raise TrainingInvalid(
+            f"a training with {gpus:g} GPUs can never run here: no machine has as many",
+            hint="gpus=… of the trainer that fits one machine",
+        )
+    machines = [node.get("CPU", 0) for node in nodes]
     if sum(int(held / cpus) for held in machines) >= workers:
         return
     if workers == 1:
