@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 KEY_TAG = "manta.run_key"
 MODEL_FOLDER = "model"
+INPUT = "input_example.json"
 PARAM_LIMIT = 6000  # characters that MLflow keeps of a parameter
 BATCH = 1000  # metrics that MLflow takes in one request; parameters and tags: 100
 
@@ -251,12 +252,30 @@ def _describe(folder: Path, location: Path, run: str) -> None:
         artifact_path=MODEL_FOLDER,
         run_id=run,
         signature=ModelSignature(inputs=taken, outputs=Schema([ColSpec(DataType.float)])),
+        saved_input_example_info=_show_input(folder, card),
     )
     model.add_flavor("onnx", onnx_version=installed("onnx"), data=package.GRAPH, code=None)
     pyfunc.add_to_model(model, loader_module="manta.models.package", python_env="python_env.yaml")
     model.save(str(folder / "MLmodel"))
-    names = ("manta-ml", "onnxruntime", "numpy")
+    # What answers with it: manta.models.package needs no more; MLflow's own server asks for the other two.
+    names = ("manta-ml", "onnxruntime", "numpy", "mlflow", "pandas")
     (folder / "requirements.txt").write_text("".join(f"{name}=={installed(name)}\n" for name in names))
     (folder / "python_env.yaml").write_text(
         f'python: "{platform.python_version()}"\ndependencies:\n- -r requirements.txt\n'
     )
+
+
+def _show_input(folder: Path, card: Mapping[str, Any]) -> dict[str, str] | None:
+    """Write a row that the model takes, as MLflow keeps its examples; what MLmodel says of it."""
+    sample = card.get("sample")
+    if not sample:
+        return None
+    row = {"columns": list(card["inputs"]), "data": [[sample[name] for name in card["inputs"]]]}
+    (folder / INPUT).write_text(json.dumps(row))
+    (folder / f"serving_{INPUT}").write_text(json.dumps({"dataframe_split": row}))
+    return {
+        "artifact_path": INPUT,
+        "serving_input_path": f"serving_{INPUT}",
+        "type": "dataframe",
+        "pandas_orient": "split",
+    }

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -316,6 +317,7 @@ def _package(
         "label": training.examples.label,
         "run": context.run_key,
         "example": example,
+        "sample": _sample(data.raw["test"].select(list(inputs))),
     }
     difference = _parity(package.Package(card, graph, "", threads=2), data, model)
     if not difference <= PARITY_TOLERANCE:
@@ -327,6 +329,16 @@ def _package(
     folder = context.settings.home / "models" / context.run.project / training.model
     location, digest = package.write(folder, {package.GRAPH: graph, **files, **model.files()}, card)
     return location, digest, difference
+
+
+def _sample(rows: pl.DataFrame) -> dict[str, Any]:
+    """What the model takes, of the first held-out row that has it all: MLflow's input example."""
+    whole = rows.filter(pl.all_horizontal(pl.all().is_not_null()))
+    (row,) = (whole if whole.height else rows).head(1).to_dicts()
+    return {
+        name: None if isinstance(value, float) and not isfinite(value) else value
+        for name, value in row.items()
+    }
 
 
 def _graph(data: Data, model: Model | RawModel) -> tuple[onnx.ModelProto, dict[str, str], dict[str, bytes]]:

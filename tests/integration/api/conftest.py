@@ -16,10 +16,13 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from typer.testing import CliRunner
 
 from manta.api.server import create
 from manta.app import Platform
+from manta.cli.root import app as commands
 from manta.control.inline import InlineEngine
+from manta.errors import MantaError
 from manta.ledger.actor import Actor
 from manta.settings import Settings
 
@@ -109,3 +112,21 @@ def served(serve: Callable[..., Served]) -> Served:
 def served_on(serve: Callable[..., Served], ledger_url: str) -> Served:
     """Once over SQLite, once over PostgreSQL."""
     return serve(ledger_url=ledger_url)
+
+
+@pytest.fixture
+def manta(served: Served, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a command as the owner, or with another key; standard output."""
+    monkeypatch.chdir(served.settings.root)
+    monkeypatch.setenv("MANTA_PROJECT", served.settings.project)
+    monkeypatch.setenv("MANTA_PORTS__SERVER", str(served.settings.ports.server))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str, key: str = "", status: int = 0) -> str:
+        done = CliRunner(env={"MANTA_API_KEY": key}).invoke(commands, words)
+        if isinstance(done.exception, MantaError):
+            raise done.exception
+        assert done.exit_code == status, done.output
+        return done.stdout
+
+    return run

@@ -5,29 +5,9 @@ from __future__ import annotations
 import httpx
 import pytest
 from sqlalchemy import text
-from typer.testing import CliRunner
 
-from manta.cli.root import app
-from manta.errors import Forbidden, MantaError
+from manta.errors import Forbidden
 from manta.ledger.database import Database
-
-
-@pytest.fixture
-def manta(served, monkeypatch: pytest.MonkeyPatch):
-    """Runs a command as the owner, or with another key; standard output."""
-    monkeypatch.chdir(served.settings.root)
-    monkeypatch.setenv("MANTA_PROJECT", served.settings.project)
-    monkeypatch.setenv("MANTA_PORTS__SERVER", str(served.settings.ports.server))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: str, key: str = "", status: int = 0) -> str:
-        done = CliRunner(env={"MANTA_API_KEY": key}).invoke(app, words)
-        if isinstance(done.exception, MantaError):
-            raise done.exception
-        assert done.exit_code == status, done.output
-        return done.stdout
-
-    return run
 
 
 def test_a_key_is_made_given_a_role_used_and_revoked(served, manta) -> None:

@@ -18,17 +18,8 @@ PASSED, FAILED = {"gate": "roc_auc >= 0.7", "passed": True}, {"gate": "ece <= 0.
 
 def trained(ledger: Ledger, version: str, gates: list[Any] | None = None, **fields: Any) -> int:
     """A run that has made a version of ``delay``."""
-    run = ledger.submit(
-        key=f"{version}-{fields}",
-        project="p",
-        job="delay",
-        kind="training",
-        definition={},
-        fingerprint="f",
-        package="z",
-        by=ADA,
-        **fields,
-    )
+    row: dict[str, Any] = {"project": "p", "job": "delay", "kind": "training", "definition": {}} | fields
+    run = ledger.submit(key=f"{version}-{fields}", fingerprint="f", package="z", by=ADA, **row)
     run = ledger.move(ledger.start(run, f"s-{run.id}"), State.RUNNING)
     made = Version(kind="model", name="delay", version=version, detail={"location": version})
     metrics = {"gates": [PASSED] if gates is None else gates}
