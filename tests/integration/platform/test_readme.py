@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from onnx import TensorProto, helper
 
 from manta.settings import Settings
 from tests.integration.platform.conftest import BIN, Commands
@@ -62,7 +63,20 @@ def with_own(flights: Commands) -> Commands:
     (flights.root / "data").mkdir(exist_ok=True)
     (flights.root / "data/prices-1.csv").write_text("sku,price\na,1.5\nb,2\n")
     (flights.root / "data/trips.jsonl").write_text(TRIPS)
+    (flights.root / "data/rule.onnx").write_bytes(_rule())
     return flights
+
+
+def _rule() -> bytes:
+    """A model that was made elsewhere: what came late leaves late."""
+    graph = helper.make_graph(
+        [helper.make_node("Sigmoid", ["plane_arrival_delay"], ["probability"])],
+        "rule",
+        [helper.make_tensor_value_info("plane_arrival_delay", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["n"])],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
 
 
 def _commands(first: str) -> list[object]:
