@@ -231,25 +231,29 @@ def linear(**changes: Any) -> bytes:
     nodes = [
         helper.make_node("IsNaN", ["wind"], ["nan"]),
         helper.make_node("Where", ["nan", "five", "wind"], ["known"]),
-        helper.make_node("Sub", ["known", "five"], ["x"]),
+        helper.make_node("Sub", ["known", "five"], ["above"]),
+        helper.make_node("Mul", ["above", "gain"], ["x"]),
         helper.make_node(changes.get("last", "Sigmoid"), ["x"], ["probability"]),
     ]
-    five = np.array(5, dtype=np.float64 if kind == TensorProto.DOUBLE else np.float32)
+    dtype = np.float64 if kind == TensorProto.DOUBLE else np.float32
+    held = {"five": np.array(5, dtype=dtype), "gain": np.array(changes.get("gain", 1), dtype=dtype)}
     name = changes.get("name", "wind")
     for node in nodes:
         for at, given in enumerate(node.input):
             node.input[at] = name if given == "wind" else given
-    return graph({name: kind}, nodes, ("probability", kind, ["n"]), {"five": five})
+    return graph({name: kind}, nodes, ("probability", kind, ["n"]), held)
 
 
 def test_float64_is_fed_as_float64(door: Door) -> None:
     easier = GATED.replace(gates=(AtLeast("roc_auc", 0.6),))
-    packaged = loaded(door.take(linear(), "model.onnx", easier))
+    steep = linear(gain=1e9)
+    packaged = loaded(door.take(steep, "model.onnx", easier))
     assert packaged.inputs == {"wind": "float64"}
     wind = 5 + 1e-9  # which float32 does not tell from 5
-    session = onnxruntime.InferenceSession(linear())
+    session = onnxruntime.InferenceSession(steep)
     (wanted,) = session.run(None, {"wind": np.array([wind, 9.0])})
     assert packaged.predict({"wind": [wind, 9.0]}).tolist() == wanted.astype(np.float32).tolist()
+    assert wanted[0] > 0.7
     assert packaged.predict({"wind": [None]}).tolist() == [0.5]
 
 

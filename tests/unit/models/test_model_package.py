@@ -94,6 +94,17 @@ def test_a_changed_file_is_refused(held: tuple[Path, str], name: str, match: str
         package.load(held[0], held[1])
 
 
+def test_a_byte_changed_anywhere_is_refused(held: tuple[Path, str]) -> None:
+    for path in sorted(held[0].iterdir()):
+        whole = path.read_bytes()
+        for at in {0, len(whole) // 2, len(whole) - 1}:
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            with pytest.raises(ModelUnavailable):
+                package.load(*held)
+        path.write_bytes(whole)
+    assert package.load(*held).predict(ROW).shape == (1,)
+
+
 def test_changed_files_are_refused_even_without_a_digest(held: tuple[Path, str]) -> None:
     (held[0] / package.GRAPH).write_bytes(b"")
     with pytest.raises(ModelUnavailable, match="has been changed"):
