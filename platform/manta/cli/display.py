@@ -83,6 +83,25 @@ def runs_table(runs: Iterable[Run]) -> Table:
     return table
 
 
+def gates_table(gates: Iterable[Mapping[str, Any]]) -> Table:
+    """What each gate of a training said; of slices, those that failed."""
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    for gate in gates:
+        verdict = Text("passed", style="green") if gate["passed"] else Text("failed", style="red")
+        bound = "" if gate["bound"] is None else f", {_figure(gate['bound'])} was asked"
+        said = gate.get("reason") or f"{gate['metric']} is {_figure(gate['value'])}{bound}"
+        table.add_row("gate", verdict, Text(f"{gate['gate']}: {said}"))
+        for piece in gate.get("pieces") or ():
+            if piece["passed"] is False:
+                rows = "" if piece["rows"] is None else f" ({piece['rows']:,} rows)"
+                table.add_row("", "", Text(f"  {piece['name']}: {_figure(piece['value'])}{rows}"))
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.4f}"
+
+
 class LiveRuns:
     """Shows runs and endpoints while they work: a live table in a terminal, a line per change elsewhere."""
 

@@ -15,7 +15,7 @@ LOG_CHARACTERS = 20_000
 # What XML 1.0 cannot hold, even escaped; and what a terminal reads as colours.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-FIGURES_LEFT_OUT = ("gates", "seconds", "online_parity")
+FIGURES_LEFT_OUT = ("gates", "seconds", "online_parity", "spread")
 
 
 def junit(run: Run, log: str) -> str:

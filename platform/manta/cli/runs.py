@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from manta.cli import report
-from manta.cli.display import age, console, runs_table
+from manta.cli.display import age, console, gates_table, runs_table
 from manta.cli.door import AsJson, platform, print_json
 from manta.cli.errors import INTERRUPTED, STOPPED, show
 from manta.client import Client, RunHandle
@@ -171,6 +171,8 @@ def show_run(
         at = event.at.astimezone().strftime("%H:%M:%S")
         table.add_row("event", at, f"{event.what} {event.detail.get('message', '')}".strip())
     console.print(table, highlight=False)
+    if gates := found.metrics.get("gates"):
+        console.print(gates_table(gates), highlight=False)
 
 
 def logs(

@@ -21,6 +21,7 @@ from manta.definitions import (
     Latency,
     Memory,
     Monotone,
+    NoLeakage,
     Signature,
 )
 from manta.errors import TrainingInvalid
@@ -116,6 +117,8 @@ def gather(
     for at, gate in enumerate(gates):
         if isinstance(gate, Invariant | Monotone):
             measured[at] = Altered(_altered(gate, package, held.features, probabilities))
+        if isinstance(gate, NoLeakage) and at not in shuffled:
+            measured[at] = "the model was made elsewhere, and nothing can be fitted here"
         if isinstance(gate, Signature):
             measured[at] = Signed(package.inputs, types)
         if isinstance(gate, Latency | Memory):

@@ -188,6 +188,10 @@ def _rows(count: int) -> str:
     return f"{count:,} rows" if count > 1 else "one row"
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.7g} %"
+
+
 def _sign(gate: AtLeast | AtMost) -> str:
     return ">=" if isinstance(gate, AtLeast) else "<="
 
@@ -262,7 +266,7 @@ def _beats(gate: BeatsChampion, value: float, champion: Champion | None, evidenc
     if gate.tolerance:
         name += f" by more than {gate.tolerance:g}"
     if gate.confidence is not None:
-        name += f", {gate.confidence:.4g} sure"
+        name += f", {_percent(gate.confidence)} sure"
     if champion is None:
         return Result(name, gate.metric, value, None, None, not math.isnan(value), "there is no champion yet")
     if champion.metrics is None:
@@ -290,7 +294,7 @@ def _surely(
         why = "most samples of the held-out rows lack one of the labels: there are too few rows"
         return _unknown(name, metric, why)
     margin = found.least + gate.tolerance
-    reason = f"the gain is {found.value:+.4f}, and {confidence:.4g} sure at least {found.least:+.4f}"
+    reason = f"the gain is {found.value:+.4f}, and {_percent(confidence)} sure at least {found.least:+.4f}"
     return Result(name, metric, found.least, -gate.tolerance, margin, margin >= 0, reason)
 
 
@@ -315,7 +319,7 @@ def _calibrated(gate: Calibrated, evidence: Evidence) -> Result:
 
 def _invariant(gate: Invariant, found: Altered) -> Result:
     how = f"set to any of {', '.join(map(str, gate.values))}" if gate.values else "exchanged between rows"
-    name = f"{gate.feature} {how} moves {gate.share:.4g} of predictions by at most {gate.at_most:g}"
+    name = f"{gate.feature} {how} moves {_percent(gate.share)} of predictions by at most {gate.at_most:g}"
     moved = np.sort(np.abs(found.change))
     value = float(moved[math.ceil(gate.share * len(moved)) - 1]) if len(moved) else math.nan
     return _within(name, "change", value, gate.at_most)
@@ -323,7 +327,9 @@ def _invariant(gate: Invariant, found: Altered) -> Result:
 
 def _monotone(gate: Monotone, found: Altered) -> Result:
     way = "fall" if gate.direction == "up" else "rise"
-    name = f"{gate.share:.4g} of predictions do not {way} when {gate.feature} is raised by {gate.step:g}"
+    name = (
+        f"{_percent(gate.share)} of predictions do not {way} when {gate.feature} is raised by {gate.step:g}"
+    )
     if not len(found.change):
         return _unknown(name, "right_way", f"{gate.feature} is missing in every held-out row")
     right = found.change if gate.direction == "up" else -found.change

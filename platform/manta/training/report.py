@@ -24,6 +24,7 @@ from manta.training.refits import Spread
 
 NAME = "report.html"
 FIGURES = ("roc", "precision_recall", "calibration", "confusion")
+SHORT = 24  # characters
 MOST_PIECES = 100  # of a table of slices; the failed and the largest come first when there are more
 
 
@@ -71,7 +72,7 @@ def page(told: Told) -> str:
         ("Plots", _plots(told.figures)),
         ("What it was made from", _sources(told)),
         ("Parameters", _facts(told.manifest.params)),
-        ("What it takes", _table(("feature", "type"), [(name, kind) for name, kind in told.inputs.items()])),
+        ("What it takes", _inputs(told.inputs)),
         ("What it ran in", _facts(told.manifest.environment)),
     ]
     body = "".join(f"<section><h2>{escape(name)}</h2>{held}</section>" for name, held in sections if held)
@@ -138,16 +139,15 @@ def _gates(results: Sequence[Result] | None) -> str:
         return '<p class="quiet">None were judged.</p>' if results is None else '<p class="quiet">None.</p>'
     rows = [
         (
-            _passed(result.passed),
-            escape(result.gate),
+            f"{_passed(result.passed)} {escape(result.gate)}"
+            + (f'<br><span class="quiet">{escape(result.reason)}</span>' if result.reason else ""),
             _number(result.value),
             _number(result.bound),
             _signed(result.margin),
-            escape(result.reason),
         )
         for result in results
     ]
-    return _table(("", "gate", "value", "bound", "margin", ""), rows, safe=True)
+    return _table(("gate", "value", "bound", "margin"), rows, numbers=(1, 2, 3))
 
 
 def _slices(results: Sequence[Result] | None) -> str:
@@ -171,14 +171,19 @@ def _pieces(pieces: Sequence[Piece]) -> str:
     rows = [
         (
             _passed(piece.passed),
-            escape(piece.name),
+            _name(piece.name),
             f"{piece.rows:,}" if piece.rows is not None else "",
             _number(piece.value),
             _dot(piece, least, most) if piece.value is not None else escape(piece.reason),
         )
         for piece in pieces
     ]
-    return _table(("", "slice", "rows", "value", "beside the bound"), rows, safe=True)
+    return _table(("", "slice", "rows", "value", "beside the bound"), rows, numbers=(2, 3))
+
+
+def _name(name: str) -> str:
+    """In one line, if it is short: a hyphen is no place to break it."""
+    return f'<span class="name">{escape(name)}</span>' if len(name) <= SHORT else escape(name)
 
 
 def _dot(piece: Piece, least: float, most: float) -> str:
@@ -219,7 +224,7 @@ def _metrics(told: Told) -> str:
             spread = told.spread[metric]
             row.append(f"{_number(spread.mean)} ± {_number(spread.deviation)}")
         rows.append(row)
-    table = _table(heads, rows, safe=True)
+    table = _table(heads, rows, numbers=range(1, len(heads)))
     why = told.champion.reason if told.champion and told.champion.metrics is None else ""
     note = f'<p class="quiet">The champion could not be scored: {escape(why)}</p>' if why else ""
     return f'{table}{note}<p class="quiet">↑ more is better, ↓ less is.</p>'
@@ -253,26 +258,26 @@ def _sources(told: Told) -> str:
     return _facts(facts)
 
 
+def _inputs(inputs: Mapping[str, str]) -> str:
+    return f"<p>{escape(', '.join(f'{name} ({kind})' for name, kind in inputs.items()))}</p>"
+
+
 def _facts(facts: Mapping[str, Any]) -> str:
-    rows = [(name, value) for name, value in facts.items() if value not in ("", None)]
-    return _table((), rows) if rows else ""
+    rows = [(escape(name), escape(str(value))) for name, value in facts.items() if value not in ("", None)]
+    return f'<div class="facts">{_table((), rows)}</div>' if rows else ""
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, safe: bool = False) -> str:
-    """``safe``: the cells are HTML already. Numbers and what is written like them stand to the right."""
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """``rows`` are HTML; the columns ``numbers`` stand to the right."""
 
-    def cell(value: Any) -> str:
-        text = str(value) if safe else escape(str(value))
-        return f'<td class="number">{text}</td>' if _numeric(str(value)) else f"<td>{text}</td>"
+    def line(tag: str, cells: Sequence[str]) -> str:
+        kinds = (' class="number"' if at in numbers else "" for at in range(len(cells)))
+        marked = zip(kinds, cells, strict=True)
+        return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for kind, cell in marked)}</tr>"
 
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    head = f"<thead><tr>{head}</tr></thead>" if head else ""
+    head = f"<thead>{line('th', [escape(name) for name in heads])}</thead>" if heads else ""
+    body = "".join(line("td", row) for row in rows)
     return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
-
-
-def _numeric(text: str) -> bool:
-    return text.lstrip("+-−<b>")[:1].isdigit() and text.replace("</b>", "").replace(",", "")[-1:].isdigit()
 
 
 def _passed(passed: bool | None) -> str:
@@ -288,8 +293,9 @@ def _number(value: float | None) -> str:
 
 
 def _signed(value: float | None) -> str:
-    text = _number(value)
-    return f"+{text}" if value is not None and math.isfinite(value) and value >= 0 else text
+    if value is None or not math.isfinite(value):
+        return _number(value)
+    return f"{'-' if value < 0 else '+'}{_number(abs(value))}"
 
 
 STYLE = """
@@ -308,10 +314,18 @@ h3 { font-size: 15px; margin: 18px 0 6px; }
 .bad { background: #fde4e1; color: #96190f; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; }
-th, td { text-align: left; padding: 5px 14px 5px 0; vertical-align: top; border-bottom: 1px solid #eef0f3;
-  overflow-wrap: anywhere; }
-th { color: #5c6570; font-weight: 600; font-size: 13px; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th, td { text-align: left; padding: 5px 14px 5px 0; vertical-align: top; border-bottom: 1px solid #eef0f3; }
+th { color: #5c6570; font-weight: 600; font-size: 13px; vertical-align: bottom; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number, .name { white-space: nowrap; }
+td .quiet { font-size: 13px; }
+.facts td:first-child { color: #5c6570; }
+.facts td:last-child, header p, .card li { overflow-wrap: anywhere; }
+svg { width: clamp(80px, 24vw, 160px); height: auto; vertical-align: middle; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 12px; }
 .plots img { width: 100%; max-width: 520px; height: auto; }
+@media (max-width: 600px) {
+  body { font-size: 14px; padding: 16px 12px 40px; }
+  th, td { padding-right: 9px; }
+}
 """

@@ -131,24 +131,21 @@ def execute(context: RunContext) -> None:
         candidate = Candidate(mlflow_run, outcome.metrics, location, digest, manifest)
 
         def tell(results: Sequence[gates.Result] | None, champion: gates.Champion | None) -> None:
-            written = report.write(
-                figures.parent,
-                report.Told(
-                    context.run,
-                    training,
-                    context.ledger.manifest(context.run.id),
-                    outcome.metrics,
-                    outcome.baseline,
-                    spread,
-                    champion,
-                    results,
-                    rows,
-                    packaged.inputs,
-                    digest,
-                    figures,
-                ),
+            told = report.Told(
+                run=context.run,
+                training=training,
+                manifest=context.ledger.manifest(context.run.id),
+                metrics=outcome.metrics,
+                baseline=outcome.baseline,
+                spread=spread,
+                champion=champion,
+                results=results,
+                rows=rows,
+                inputs=packaged.inputs,
+                digest=digest,
+                figures=figures,
             )
-            registry.attach(mlflow_run, written)
+            registry.attach(mlflow_run, report.write(figures.parent, told))
 
         if judged:
             same = _same_online(context, training, manifest)

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from manta.definitions import AtLeast, Gate, Invariant, Latency, Memory, Monotone, Signature
+from manta.definitions import AtLeast, Gate, Invariant, Latency, Memory, Monotone, NoLeakage, Signature
 from manta.errors import TrainingInvalid
 from manta.models import package
 from manta.models.encoding import Encoding
@@ -82,12 +82,15 @@ def measured(folder: Path, *gates: Gate, **matrix: int) -> list[Any]:
 
 
 def test_a_small_package_passes_generous_bounds(tmp_path: Path) -> None:
-    fast, small, signature = measured(tmp_path, Latency(p95_ms=5_000), Memory(mb=4_000), Signature())
+    gates = (Latency(p95_ms=5_000), Memory(mb=4_000), Signature(), NoLeakage())
+    fast, small, signature, leakage = measured(tmp_path, *gates)
     assert fast.passed
     assert fast.value > 0
     assert small.passed
     assert small.value > 10, "Python alone takes more"
     assert signature.passed
+    assert not leakage.passed
+    assert "made elsewhere" in str(leakage)
 
 
 def test_a_slow_and_a_large_package_fail(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append(tag)
-        if tag not in ("meta", "img", "line", "circle"):
+        if tag not in ("meta", "img", "line", "circle", "br"):
             self.open.append(tag)
         self.references += [value or "" for name, value in attrs if name in ("src", "href", "action")]
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
@@ -133,8 +133,8 @@ def test_it_has_all_that_a_reviewer_asks_for(tmp_path: Path) -> None:
         "Run 41 of late in flights, submitted by ada on 2026-03-01 12:00 UTC.",
         "Tells travellers of delays. Not for crews.",
         "no cancelled flights 2013 only",
-        "ece <= 0.1 0.0200 0.1000 +0.0800",
-        "roc_auc >= 0.7 in each carrier 0.6100 0.7000 -0.0900 0.6100 in HA (523 rows)",
+        "passed ece <= 0.1 0.0200 0.1000 +0.0800",
+        "failed roc_auc >= 0.7 in each carrier 0.6100 in HA (523 rows), of 2; 1 not judged 0.6100 0.7000",
         "failed HA 523 0.6100",
         "not judged OO 12 – fewer than 500 rows",
         "roc_auc ↑ 0.7500 0.6100 0.7444 0.7600 ± 0.0141",
@@ -203,6 +203,8 @@ def test_what_others_wrote_is_text(tmp_path: Path) -> None:
 
 
 def test_no_gates_a_replay_and_many_slices(tmp_path: Path) -> None:
+    words = Page(report.page(told(tmp_path, results=(Result("same", "skewed", 0, 0.0, -0.0, True),)))).words
+    assert "same 0.0000 0.0000 +0.0000" in " ".join(words.split())
     words = Page(report.page(told(tmp_path, results=()))).words
     assert "passed 0 gates" in " ".join(words.split())
     replay = told(tmp_path).run.model_copy(update={"replay_of": 12})
