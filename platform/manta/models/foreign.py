@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, compose, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from manta.errors import ModelRefused, TrainingInvalid
 from manta.models.formats import File, refused
@@ -82,7 +82,8 @@ class Graph:
         Raises:
             TrainingInvalid: the wrapped graph is none.
         """
-        inner = compose.add_prefix(_without_words(self.proto), "foreign/")
+        inner = _without_words(self.proto)
+        _rename(inner.graph)
         inner.ir_version = max(inner.ir_version, 8)  # from 4 on an initializer need not be an input
         graph, held = inner.graph, {"wrap/column": [-1, 1], "wrap/flat": [-1], "wrap/last": [-1]}
         before: list[onnx.NodeProto] = []
@@ -291,6 +292,19 @@ def _without_words(model: onnx.ModelProto) -> onnx.ModelProto:
     clean.ClearField("training_info")
     clean.doc_string = clean.graph.doc_string = ""
     return clean
+
+
+def _rename(graph: onnx.GraphProto) -> None:
+    """Put "foreign/" before the name of every value, in branches too: those outside are the features'."""
+    # Not by onnx.compose, which leaves what a branch takes from outside under its old name.
+    for each in _graphs(graph):
+        for named in (*each.input, *each.output, *each.value_info, *each.initializer):
+            named.name = f"foreign/{named.name}"
+        for sparse in each.sparse_initializer:
+            sparse.values.name = f"foreign/{sparse.values.name}"
+        for node in each.node:
+            for names in (node.input, node.output):
+                names[:] = [f"foreign/{name}" if name else "" for name in names]
 
 
 def _session(model: onnx.ModelProto) -> Any:

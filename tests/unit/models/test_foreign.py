@@ -127,6 +127,36 @@ def test_a_width_that_is_not_declared_is_asked_for(output: str) -> None:
     assert package.predict(rows) == pytest.approx([1 / (1 + np.exp(-2))])
 
 
+def test_branches_that_take_values_from_outside() -> None:
+    def branch(op: str, given: list[str]) -> Any:
+        gives = helper.make_tensor_value_info("inside", TensorProto.FLOAT, ["n"])
+        return helper.make_graph([helper.make_node(op, given, ["inside"])], op, [], [gives])
+
+    nodes = [
+        helper.make_node("ReduceMax", ["wind"], ["most"], keepdims=0),
+        helper.make_node("Greater", ["most", "two"], ["strong"]),
+        helper.make_node(
+            "If",
+            ["strong"],
+            ["x"],
+            then_branch=branch("Mul", ["wind", "two"]),
+            else_branch=branch("Identity", ["wind"]),
+        ),
+        helper.make_node("Sigmoid", ["x"], ["probability"]),
+    ]
+    given_, gives = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("wind", "probability")
+    )
+    two = numpy_helper.from_array(np.array(2, dtype=np.float32), "two")
+    made = helper.make_graph(nodes, "branches", [given_], [gives], initializer=[two])
+    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    graph = foreign.read(examine("m.onnx", proto.SerializeToString()))
+    package = Package({"inputs": {"wind": "float32"}}, graph.packaged().SerializeToString(), "", 1)
+    for wind in ([1.0, -1.0], [3.0, 1.0]):
+        wanted = graph.answers({"wind": np.array(wind, dtype=np.float32)})
+        assert package.predict({"wind": wind}).tolist() == wanted.tolist()
+
+
 def test_what_others_wrote_into_it_is_not_kept() -> None:
     import onnx
 

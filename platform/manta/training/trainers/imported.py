@@ -61,7 +61,9 @@ def _read(job: Job) -> Graph | Booster | File:
             hint="`manta models import FILE --as TRAINING` puts it",
         ) from None
     if hashlib.sha256(content).hexdigest() != how.sha256:
-        raise formats.refused(how.file, "has been changed since it was put here", "import it again")
+        raise formats.refused(
+            how.file, "has been changed since it was put here", f"remove {path}, and import it"
+        )
     file = formats.examine(how.file, content)
     if file.kind is Kind.ONNX:
         return foreign.read(file)
