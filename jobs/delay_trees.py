@@ -1,7 +1,8 @@
 """The same question by other frameworks: the examples, features, split and gates of jobs/delay.py.
 
 `manta apply` leaves these alone. `manta run delay-xgboost --wait` trains one of them, which becomes the
-champion if it passes the gates, and `manta leaderboard delay` ranks what has been trained.
+champion if it passes the gates, and `manta leaderboard delay` ranks what has been trained. The search tries
+parameters of the trees, and trains the best of them in full.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.delay import delay
-from manta import LightGBM, Sklearn, XGBoost
+from manta import ASHA, Integers, LightGBM, LogUniform, Search, Sklearn, Uniform, XGBoost
 
 by_xgboost = delay.replace(
     name="delay-xgboost",
@@ -44,4 +45,18 @@ by_sklearn = delay.replace(
     trainer=Sklearn(cpus=2),
     params={"max_iter": 300, "learning_rate": 0.1, "max_leaf_nodes": 63},
     on_apply=False,
+)
+
+search = Search(
+    name="delay-search",
+    training=by_xgboost,
+    space={
+        "learning_rate": LogUniform(0.02, 0.3),
+        "max_depth": Integers(4, 10),
+        "min_child_weight": LogUniform(1, 100),
+        "subsample": Uniform(0.5, 1.0),
+    },
+    trials=20,
+    metric="roc_auc",
+    scheduler=ASHA("validation_logloss", grace=25, most=300),
 )

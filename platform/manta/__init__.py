@@ -11,11 +11,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "ASHA": "manta.definitions",
     "AtLeast": "manta.definitions",
     "AtMost": "manta.definitions",
     "BeatsChampion": "manta.definitions",
     "Calibrated": "manta.definitions",
     "Check": "manta.definitions",
+    "Choice": "manta.definitions",
     "Client": "manta.client",
     "Column": "manta.definitions",
     "Contract": "manta.definitions",
@@ -31,11 +33,13 @@ _PUBLIC = {
     "IcebergTable": "manta.connectors.iceberg",
     "Imported": "manta.definitions",
     "Ingest": "manta.definitions",
+    "Integers": "manta.definitions",
     "Invariant": "manta.definitions",
     "Job": "manta.definitions",
     "Kafka": "manta.connectors.kafka",
     "Latency": "manta.definitions",
     "LightGBM": "manta.definitions",
+    "LogUniform": "manta.definitions",
     "Lookup": "manta.definitions",
     "MantaError": "manta.errors",
     "Materialize": "manta.definitions",
@@ -47,6 +51,7 @@ _PUBLIC = {
     "RestApi": "manta.connectors.rest",
     "Retry": "manta.definitions",
     "RunContext": "manta.ledger.context",
+    "Search": "manta.definitions",
     "Secret": "manta.secrets",
     "Settings": "manta.settings",
     "Signature": "manta.definitions",
@@ -56,6 +61,7 @@ _PUBLIC = {
     "TimeSplit": "manta.definitions",
     "Torch": "manta.definitions",
     "Training": "manta.definitions",
+    "Uniform": "manta.definitions",
     "XGBoost": "manta.definitions",
     "connect": "manta.client",
 }

@@ -28,6 +28,14 @@ def test_they_ask_what_the_network_asks_and_only_run_when_asked(trees: Training)
     assert from_json(trees.to_json()) == trees
 
 
+def test_the_search_tries_what_its_training_takes_and_runs_only_when_asked() -> None:
+    search = delay_trees.search
+    assert search.training is delay_trees.by_xgboost
+    assert not set(search.space) & {"rounds", "early_stopping_rounds"}
+    assert not search.on_apply
+    assert from_json(search.to_json()) == search
+
+
 def test_there_is_one_of_each() -> None:
     assert sorted(trees.trainer.kind for trees in TREES) == ["lightgbm", "sklearn", "xgboost"]
     assert len({trees.name for trees in [*TREES, delay]}) == 4

@@ -23,6 +23,7 @@ from manta.definitions.gates import (
     Signature,
 )
 from manta.definitions.jobs import Job, Policy, Retry, Runnable
+from manta.definitions.search import ASHA, Choice, Integers, LogUniform, Search, Uniform
 from manta.definitions.sources import Source
 from manta.definitions.streams import StreamFeatures
 from manta.definitions.training import (
@@ -42,7 +43,7 @@ KINDS: dict[str, type[Definition]] = {
     cls.kind: cls
     for cls in (
         *(Ingest, FeatureTable, FeatureRepo, Materialize, StreamFeatures),
-        *(Training, Job, Endpoint, Lookup),
+        *(Training, Search, Job, Endpoint, Lookup),
     )
 }
 
@@ -61,12 +62,14 @@ def from_json(value: dict[str, Any]) -> Definition:
 
 
 __all__ = [
+    "ASHA",
     "KINDS",
     "AtLeast",
     "AtMost",
     "BeatsChampion",
     "Calibrated",
     "Check",
+    "Choice",
     "Column",
     "Contract",
     "Definition",
@@ -79,10 +82,12 @@ __all__ = [
     "Gate",
     "Imported",
     "Ingest",
+    "Integers",
     "Invariant",
     "Job",
     "Latency",
     "LightGBM",
+    "LogUniform",
     "Lookup",
     "Materialize",
     "Memory",
@@ -94,6 +99,7 @@ __all__ = [
     "Ref",
     "Retry",
     "Runnable",
+    "Search",
     "Signature",
     "Sklearn",
     "Source",
@@ -102,6 +108,7 @@ __all__ = [
     "TimeSplit",
     "Torch",
     "Training",
+    "Uniform",
     "ViewInfo",
     "XGBoost",
     "digest",

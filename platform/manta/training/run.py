@@ -167,6 +167,19 @@ def _over_seeds(spread: Mapping[str, refits.Spread]) -> dict[str, float]:
     }
 
 
+def data_of(context: RunContext, training: Training, steps: Steps) -> Data:
+    """The training set, as :func:`execute` makes it, in the steps ``examples`` and ``features``.
+
+    Raises:
+        TrainingInvalid: the examples or the features cannot be trained with.
+    """
+    with steps.step("examples"):
+        examples, parts = _examples(context, training)
+    with steps.step("features"):
+        features, _ = _features(context, training, examples.rows)
+        return _encoded(training, features, examples.labels, parts)
+
+
 def _same_online(context: RunContext, training: Training, manifest: str) -> ParityReport | None:
     """What a :class:`Parity` gate asks about: the features that the model was trained with, read online as an
     endpoint of it will read them. None when no gate asks."""

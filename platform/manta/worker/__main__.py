@@ -46,6 +46,7 @@ EXECUTORS = {
     "materialize": ("manta.features.materialize", False),
     "stream-features": ("manta.features.stream", True),
     "training": ("manta.training.run", True),
+    "search": ("manta.training.search", True),
     "job": ("manta.worker.job", False),
 }
 BEAT_SECONDS = 2.5

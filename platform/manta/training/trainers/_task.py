@@ -112,9 +112,11 @@ def run(job: Job, name: str, train: Callable[[Work], bytes], rounds: int | None 
     cpus, gpus = cpus_of(job.training), gpus_of(job.training)
     require_room(1, cpus, gpus)
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=TRIES - 1, retry_exceptions=False)(execute)
+    # Wherever there is room: a trial of a search has a place of its own, in which there is none.
+    placed = task.options(name=f"train {job.training.model}", scheduling_strategy="DEFAULT")
     with followed(job, work.folder, rounds):
         try:
-            ray.get(task.options(name=f"train {job.training.model}").remote(train, name, work))
+            ray.get(placed.remote(train, name, work))
         except RayTaskError as error:
             raise failed(job, error) from error
         except RayError as error:
