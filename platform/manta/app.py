@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from manta.answers import Applied, EndpointInfo, ModelVersion, Readiness
+from manta.answers import Applied, EndpointInfo, Readiness
+from manta.app_models import Models
 from manta.control import imports, replay
 from manta.control.controller import Controller, package_file, run_logs
 from manta.control.engine import Engine, RayEngine
@@ -24,11 +25,10 @@ from manta.ledger.actor import Actor
 from manta.ledger.comparison import Comparison, comparison_of
 from manta.ledger.database import now
 from manta.ledger.endpoints import EndpointRow
-from manta.ledger.leaderboard import Standing, after, leaderboard
 from manta.ledger.lineage import DEPTH, SIZE
 from manta.ledger.manifest import Manifest
-from manta.ledger.records import Direction, Lineage, Promotion
-from manta.ledger.runs import ACTIVE, Attempt, Run, State
+from manta.ledger.records import Direction, Lineage
+from manta.ledger.runs import ACTIVE, Attempt, Run
 from manta.ledger.store import Event, Ledger
 from manta.plan import Action, Held, Plan, Step, needed, plan
 from manta.project import Project
@@ -38,7 +38,11 @@ READY_SECONDS = 1.0
 
 
 class Platform:
-    """One per server process. Thread-safe. ``start`` begins the control loop; ``close`` ends it."""
+    """One per server process. Thread-safe. ``start`` begins the control loop; ``close`` ends it.
+
+    Attributes:
+        models: what is registered, and where its aliases point.
+    """
 
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
@@ -46,6 +50,7 @@ class Platform:
         self.engine = engine or _engine(settings)
         self.controller = Controller(settings, self.ledger, self.engine)
         self._mirror = Mirror(settings, self.ledger)
+        self.models = Models(self.ledger, self._moved)
         self._emitter = Emitter(settings, self.ledger) if settings.openlineage else None
         self._thread: threading.Thread | None = None
         self._applying = threading.Lock()
@@ -69,6 +74,11 @@ class Platform:
         if self._thread:
             self._thread.join(timeout=10)
         self.ledger.close()
+
+    def _moved(self) -> None:
+        """An alias has: endpoints follow, and MLflow shows it."""
+        self.controller.wake()
+        self._mirror.wake()
 
     def readiness(self) -> Readiness:
         """Whether the parts that it needs answer; asked of them at most once a second."""
@@ -440,98 +450,7 @@ class Platform:
         """
         return self.ledger.histories.lineage(project, of, direction, depth=depth, size=size)
 
-    # --- models and endpoints -------------------------------------------------------------------------
-
-    def models(self, project: str) -> list[ModelVersion]:
-        """Every registered version, newest first."""
-        aliases = self.ledger.aliases.all(project)
-        return [
-            ModelVersion(
-                model=version.name,
-                version=version.version,
-                aliases=tuple(
-                    a for (m, a), v in aliases.items() if (m, v) == (version.name, version.version)
-                ),
-                run=run,
-            )
-            for version, run in self.ledger.made(project, "model")
-            if run.state is State.SUCCEEDED
-            or any(aliases.get((version.name, alias)) == version.version for _, alias in aliases)
-        ]
-
-    def promote(
-        self, project: str, model: str, version: str, alias: str, *, expect: str | None, why: str, by: Actor
-    ) -> Promotion:
-        """Point the alias at a registered version, if it still points at ``expect`` (None: it has not been
-        set). Endpoints that serve the alias follow; MLflow shows it a moment later.
-
-        Raises:
-            InvalidInput: the alias is a name that MLflow keeps for itself.
-            NotFound: no such version is registered.
-            GateFailed: the version did not pass its gates.
-            Conflict: somebody moved the alias meanwhile; the message says who.
-        """
-        if alias == "latest" or (alias[0] == "v" and alias[1:].isdecimal()):
-            raise InvalidInput(
-                f"{alias!r} cannot be an alias: MLflow takes it for a version", hint="champion, or challenger"
-            )
-        moved = self.ledger.aliases.point(project, model, alias, version, expect=expect, by=by, why=why)
-        self._moved()
-        return moved
-
-    def rollback(
-        self, project: str, model: str, alias: str, *, expect: str | None, why: str, by: Actor
-    ) -> Promotion:
-        """Take the alias's last promotion back, if it still points at ``expect``.
-
-        Raises:
-            NotFound: nothing held the alias before.
-            GateFailed, Conflict: as :meth:`promote`.
-        """
-        moved = self.ledger.aliases.rollback(project, model, alias, expect=expect, by=by, why=why)
-        self._moved()
-        return moved
-
-    def _moved(self) -> None:
-        self.controller.wake()
-        self._mirror.wake()
-
-    def history(
-        self, project: str, model: str, alias: str | None = None, before: int | None = None, limit: int = 50
-    ) -> list[Promotion]:
-        """The moves of a model's aliases, newest first; ``before`` is the id to go on from."""
-        return self.ledger.aliases.history(project, model, alias, before=before, limit=limit)
-
-    def leaderboard(
-        self,
-        project: str,
-        model: str,
-        metric: str,
-        *,
-        everything: bool = False,
-        before: int | None = None,
-        limit: int = 50,
-    ) -> list[Standing]:
-        """The runs that trained the model, the best by ``metric`` first, those that were refused among them;
-        ``before`` is the run to go on from. ``everything``: also replays and what was never measured.
-
-        Raises:
-            NotFound: no run has trained it.
-            InvalidInput: none of them has a figure of that name.
-        """
-        ids = self.ledger.versions.trained(project, model)
-        if not ids:
-            known = sorted({each.model for each in self.models(project)})
-            raise NotFound(
-                f"no run has trained a model {model!r}",
-                hint=f"there is: {', '.join(known)}" if known else "`manta apply` trains the project's",
-            )
-        aliases: dict[str, list[str]] = {}
-        for (name, alias), version in self.ledger.aliases.all(project).items():
-            if name == model:
-                aliases.setdefault(version, []).append(alias)
-        runs = self.ledger.runs(ids=ids, limit=len(ids))
-        return after(leaderboard(runs, model, aliases, metric, everything), before)[:limit]
+    # --- endpoints -----------------------------------------------------------------------------------
 
     def endpoints(self, project: str) -> list[EndpointInfo]:
         return [self._endpoint(row) for row in self.ledger.projects.endpoints(project)]

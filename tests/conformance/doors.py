@@ -71,7 +71,7 @@ class PlatformDoor:
         return self._platform.stop(run_id, by=OWNER)
 
     def models(self) -> list[ModelVersion]:
-        return self._platform.models(PROJECT)
+        return self._platform.models.versions(PROJECT)
 
     def endpoints(self) -> list[EndpointInfo]:
         return self._platform.endpoints(PROJECT)

@@ -25,7 +25,7 @@ def leaderboard(
     limit: Limit = 50,
 ) -> Page[Standing]:
     """The runs that trained the model, the best first; those that a gate refused are among them."""
-    found = platform.leaderboard(
+    found = platform.models.leaderboard(
         project, model, metric, everything=everything, before=before, limit=limit + 1
     )
     return page_of(found, limit, "run")

@@ -39,7 +39,7 @@ class Rollback(_Move):
 @router.get("/v1/projects/{project}/models", operation_id="models")
 def models(project: ProjectName, platform: Served) -> list[ModelVersion]:
     """Every registered version, newest first."""
-    return platform.models(project)
+    return platform.models.versions(project)
 
 
 @router.get("/v1/projects/{project}/models/{name}/history", operation_id="history")
@@ -52,20 +52,22 @@ def history(
     limit: Limit = 50,
 ) -> Page[Promotion]:
     """The moves of a model's aliases, newest first: who, when, why, and what the gates said."""
-    found = platform.history(project, name, alias, before=before, limit=limit + 1)
+    found = platform.models.history(project, name, alias, before=before, limit=limit + 1)
     return page_of(found, limit, "id")
 
 
 @router.post("/v1/projects/{project}/models/{name}/promote", operation_id="promote")
 def promote(project: ProjectName, name: Name, body: Promote, platform: Served, by: By) -> Promotion:
     """Point an alias at a registered version, if it still points at `expect`. Endpoints follow it."""
-    return platform.promote(project, name, body.version, body.alias, expect=body.expect, why=body.why, by=by)
+    return platform.models.promote(
+        project, name, body.version, body.alias, expect=body.expect, why=body.why, by=by
+    )
 
 
 @router.post("/v1/projects/{project}/models/{name}/rollback", operation_id="rollback")
 def rollback(project: ProjectName, name: Name, body: Rollback, platform: Served, by: By) -> Promotion:
     """Point an alias at the version that held it before, if it still points at `expect`."""
-    return platform.rollback(project, name, body.alias, expect=body.expect, why=body.why, by=by)
+    return platform.models.rollback(project, name, body.alias, expect=body.expect, why=body.why, by=by)
 
 
 @router.get("/v1/projects/{project}/endpoints", operation_id="endpoints")

@@ -140,12 +140,12 @@ def test_pages_follow_one_another_also_when_a_better_one_comes_between(
     runs = [trainings.made(str(number), 0.9 - number / 100) for number in range(1, 6)]
     settings = settings.model_copy(update={"ledger_url": trainings.ledger.url})
     platform = Platform(settings, InlineEngine(settings, settings.home / "inline"))
-    first = platform.leaderboard("p", "delay", "roc_auc", limit=2)
+    first = platform.models.leaderboard("p", "delay", "roc_auc", limit=2)
     trainings.made("9", 0.99)
-    rest = platform.leaderboard("p", "delay", "roc_auc", before=first[-1].run, limit=50)
+    rest = platform.models.leaderboard("p", "delay", "roc_auc", before=first[-1].run, limit=50)
     assert [each.run for each in [*first, *rest]] == runs
     with pytest.raises(NotFound, match="no run has trained a model 'late'") as error:
-        platform.leaderboard("p", "late", "roc_auc")
+        platform.models.leaderboard("p", "late", "roc_auc")
     assert "delay" in error.value.hint
     platform.close()
 
