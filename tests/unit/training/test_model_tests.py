@@ -145,6 +145,11 @@ def test_a_gain_must_be_sure() -> None:
     assert not unsure.passed
     assert "sure at least -" in str(unsure)
     assert beats(BeatsChampion("brier", 0.02, confidence=0.999), champion(hardly_worse)).passed
+    better_by_chance = np.clip(ours + random.normal(0, 0.03, len(ours)), 0, 1)
+    lucky = beats(BeatsChampion("brier", confidence=0.9999), champion(better_by_chance))
+    assert champion(better_by_chance).metrics["brier"] > champion(ours).metrics["brier"]  # type: ignore[index]
+    assert lucky.value < 0, "it is better, but not surely"
+    assert not lucky.passed
     same = beats(BeatsChampion("roc_auc", confidence=0.95), champion(ours))
     assert (same.passed, same.value) == (True, 0)
     assert beats(BeatsChampion("roc_auc", confidence=0.95), None).passed
@@ -196,6 +201,10 @@ def test_calibration_names_what_is_off() -> None:
     assert (result.metric, result.bound) == ("slope", 0.01)
     assert [piece.passed for piece in result.pieces] == [True, False, True]
     assert judged(Calibrated(ece=0.9, offset=0.9)).passed
+    given = evidence()
+    off = abs(calibration(given.held.labels, given.probabilities).slope - 1)
+    near = judged(Calibrated(slope=off + 0.01))
+    assert (near.passed, near.value) == (True, pytest.approx(off))
     certain = evidence(probabilities=np.full(len(CARRIERS), 0.4, dtype=np.float32))
     (cannot,) = judge([Calibrated(slope=5)], {}, None, None, certain)
     assert not cannot.passed
@@ -215,13 +224,13 @@ def test_a_feature_that_must_not_matter() -> None:
 
 
 def test_a_feature_that_must_go_one_way() -> None:
-    change = np.array([0.1, 0.0, -1e-9, -0.2])
-    up = Monotone("wind", "up", step=1, share=0.75)
+    change = np.array([0.1, 0.1, 0.0, -1e-9, -0.2])
+    up = Monotone("wind", "up", step=1, share=0.8)
     assert judged(up, Altered(change)).passed
-    assert judged(up.replace(share=0.76), Altered(change)).value == 0.75
-    assert not judged(up.replace(share=0.76), Altered(change)).passed
+    assert judged(up.replace(share=0.81), Altered(change)).value == 0.8
+    assert not judged(up.replace(share=0.81), Altered(change)).passed
     down = judged(up.replace(direction="down"), Altered(change))
-    assert down.passed
+    assert (down.passed, down.value) == (False, 0.6)
     assert "do not rise when wind is raised by 1" in down.gate
     assert "missing in every" in str(judged(up, Altered(np.empty(0))))
     with pytest.raises(ValidationError):
