@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,14 +14,22 @@ from manta import (
     AtLeast,
     AtMost,
     BeatsChampion,
+    Calibrated,
     Column,
     Contract,
     Endpoint,
     Examples,
     FeatureTable,
     Ingest,
+    Invariant,
     Kafka,
+    Latency,
     Materialize,
+    Memory,
+    Monotone,
+    NoLeakage,
+    Parity,
+    Signature,
     StreamFeatures,
     TimeSplit,
     Torch,
@@ -43,6 +53,23 @@ TRAINING = Training(
     gates=[AtLeast("roc_auc", 0.7), AtMost("ece", 0.1), BeatsChampion("roc_auc")],
     params={"epochs": 3},
 )
+TESTED = TRAINING.replace(
+    repeats=5,
+    card="For tests.",
+    gates=[
+        AtLeast("roc_auc", 0.7, by="carrier", min_rows=100),
+        AtMost("ece", 0.1, any_seed=True),
+        BeatsChampion("brier", tolerance=0.01, confidence=0.95),
+        Calibrated(ece=0.1, slope=0.2),
+        Invariant("carrier", at_most=0.1, values=("UA", 1, 2.5, True, None)),
+        Monotone("wind", "up", step=1.0),
+        NoLeakage(rows=500, params={"epochs": 1}),
+        Latency(p95_ms=5),
+        Memory(mb=100, rows=10),
+        Signature(),
+        Parity(keys=10),
+    ],
+)
 ENDPOINT = Endpoint(model="late", features="v1")
 TOPIC = Kafka(servers="127.0.0.1:9092", topic="t")
 OPEN = Contract(columns={"a": Column(type="int64"), "t": Column(type="timestamp")})
@@ -50,10 +77,40 @@ STREAM = StreamFeatures(dataset="clicks", source=TOPIC, contract=OPEN, features=
 
 
 @pytest.mark.parametrize(
-    "definition", [INGEST, TABLE, Materialize(features="v1"), STREAM, TRAINING, ENDPOINT]
+    "definition", [INGEST, TABLE, Materialize(features="v1"), STREAM, TRAINING, TESTED, ENDPOINT]
 )
 def test_json_and_back_is_the_same(definition: Definition) -> None:
     assert from_json(definition.to_json()) == definition
+
+
+def test_an_altered_value_keeps_its_type() -> None:
+    back = from_json(json.loads(json.dumps(TESTED.to_json())))
+    assert isinstance(back, Training)
+    gate = back.gates[4]
+    assert isinstance(gate, Invariant)
+    assert [type(value) for value in gate.values] == [str, int, float, bool, type(None)]
+
+
+def test_a_card_says_something_of_a_model_and_makes_none_stale() -> None:
+    assert TESTED.replace(card="").fingerprinted() == TESTED.fingerprinted()
+    assert TESTED.replace(repeats=4).fingerprinted() != TESTED.fingerprinted()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BeatsChampion("roc_auc", tolerance=-0.1),
+        lambda: BeatsChampion("roc_auc", confidence=1.0),
+        lambda: BeatsChampion("roc_auc", confidence=0.05),
+        lambda: Invariant("carrier", at_most=0),
+        lambda: NoLeakage(rows=3),
+        lambda: Latency(p95_ms=0),
+        lambda: AtLeast("roc_auc", 0.5, by="carrier", any_seed=True),
+    ],
+)
+def test_a_gate_that_makes_no_sense_is_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(ValidationError):
+        make()
 
 
 def test_names_are_taken_from_what_is_produced() -> None:
@@ -111,6 +168,8 @@ def test_functions_are_named_by_where_they_stand() -> None:
         (lambda: TABLE.replace(partition_by=("b",)), "partition_by must be columns of the key"),
         (lambda: TRAINING.replace(trainer={"kind": "torch", "workers": 0}), "workers"),
         (lambda: TRAINING.replace(gates=[{"kind": "nope"}]), "gates"),
+        (lambda: TRAINING.replace(gates=[AtLeast("roc_auc", 0.5, any_seed=True)]), "needs repeats=2"),
+        (lambda: TRAINING.replace(repeats=0), "repeats"),
         (lambda: ENDPOINT.replace(threshold=2), "threshold"),
     ],
 )
