@@ -68,20 +68,21 @@ def test_the_best_is_first_the_refused_are_among_them_and_other_models_are_not(t
         EndReason.GATE_FAILED, {"roc_auc": 0.77, "gates": [REFUSED, PASSED]}, trainer="lightgbm"
     )
     searched = trainings.made("3", 0.80, search=True, trainer="sklearn", job="delay-search")
+    lost = trainings.failed(EndReason.GATE_FAILED, {"roc_auc": 0.6, "gates": [REFUSED]}, search=True)
     trainings.made("1", 0.99, model="other")
     trainings.made("1", 0.98, project="q")
     found = trainings.ranked()
-    assert [each.run for each in found] == [second, searched, refused, first]
-    assert [each.rank for each in found] == [1, 2, 3, 4]
-    assert [each.version for each in found] == ["2", "3", None, "1"]
-    assert [each.aliases for each in found] == [("champion",), (), (), ()]
-    assert [each.trainer for each in found] == ["xgboost", "sklearn", "lightgbm", "torch"]
+    assert [each.run for each in found] == [second, searched, refused, first, lost]
+    assert [each.rank for each in found] == [1, 2, 3, 4, 5]
+    assert [each.version for each in found] == ["2", "3", None, "1", None]
+    assert [each.aliases for each in found] == [("champion",), (), (), (), ()]
+    assert [each.trainer for each in found] == ["xgboost", "sklearn", "lightgbm", "torch", "torch"]
     assert {each.features for each in found} == {"v1"}
     assert (found[2].gates, found[2].gates_passed, found[2].refused_by) == (2, 1, ("roc_auc >= 0.9",))
     assert (found[2].state, found[2].submitted_by) == (State.FAILED, "user:ada")
     assert found[1].kind == "search"
     assert found[0].metrics == {"roc_auc": 0.83, "brier": pytest.approx(0.17)}
-    assert [each.run for each in trainings.ranked("brier")] == [second, searched, first, refused]
+    assert [each.run for each in trainings.ranked("brier")] == [second, searched, first, refused, lost]
 
 
 def test_all_adds_what_was_never_measured_at_the_end(trainings: Trainings) -> None:

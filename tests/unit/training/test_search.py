@@ -125,6 +125,7 @@ def test_no_more_trials_at_a_time_than_can_have_all_of_their_workers(
 
 
 def test_places_are_counted_machine_by_machine() -> None:
+    assert at_once(9, 2, {"CPU": 3.0}, [{"CPU": 5.0}] * 3, {"CPU": 15.0}) == 1
     assert at_once(9, 1, {"CPU": 3.0}, [{"CPU": 4.0}, {"CPU": 5.0}], {"CPU": 9.0}) == 2
     assert at_once(9, 1, {"CPU": 1.0, "GPU": 1.0}, [{"CPU": 8.0, "GPU": 2.0}], {"CPU": 8.0, "GPU": 2.0}) == 2
 
@@ -186,6 +187,29 @@ def test_killed_after_any_trial_it_goes_on_as_if_it_had_not_been(tmp_path: Path,
     assert records.read(loop.folder)[-1].state == "started"
     assert loop.go(20) == undisturbed
     assert loop.ran == list(range(20)), "each was run once"
+
+
+def test_those_that_ran_at_once_are_begun_again_with_their_own_parameters(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    first = search_trials._Proposer(loop.of, tmp_path, [], lambda one, ended: None)
+    asked = [first.suggest(name) for name in "abc"]
+    loop.outcome(1, asked[1]["params"])
+    first.on_trial_complete("b", {})
+    before = records.read(tmp_path)
+    assert [each.state for each in before] == ["started", "done", "started"]
+    again = search_trials._Proposer(loop.of, tmp_path, before, lambda one, ended: None)
+    assert [again.suggest(name) for name in "xy"] == [asked[0], asked[2]]
+    assert again.suggest("z")["number"] == 3
+    known = [trial.params for trial in again._study.get_trials()]
+    assert known[:3] == [asked[1]["params"], asked[0]["params"], asked[2]["params"]]
+
+
+def test_a_process_that_died_is_no_trial_that_has_ended(tmp_path: Path) -> None:
+    proposer = search_trials._Proposer(search(), tmp_path, [], lambda one, ended: None)
+    proposer.suggest("a")
+    proposer.on_trial_complete("a", None, error=True)
+    assert len(proposer.lost) == 1
+    assert records.read(tmp_path)[0].state == "started"
 
 
 def test_all_that_is_proposed_lies_in_the_space(tmp_path: Path) -> None:
