@@ -35,11 +35,12 @@ def leaderboard(
 
 
 def _table(found: list[Standing], metric: str) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="dim")
+    """Narrow enough for 80 columns; who trained it and on which features, `--json` and `manta show` tell."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("", justify="right")
-    for name in (metric, "version", "alias", "training", "trainer", "features", "gates", "run", "by", "when"):
-        table.add_column(name, no_wrap=name in (metric, "version", "run"))
-    table.add_column("took", justify="right")
+    for name in (metric, "version", "alias", "training", "trainer", "gates", "run", "when"):
+        table.add_column(name, no_wrap=name != "gates")
+    table.add_column("took", justify="right", no_wrap=True)
     for each in found:
         value = each.metrics.get(metric)
         table.add_row(
@@ -49,10 +50,8 @@ def _table(found: list[Standing], metric: str) -> Table:
             ", ".join(each.aliases),
             each.job,
             each.trainer,
-            each.features,
             _gates(each),
             str(each.run),
-            each.submitted_by,
             age(each.at),
             seconds(each.seconds),
         )

@@ -54,7 +54,8 @@ class AtMost(_Bound):
 
 class BeatsChampion(Frozen):
     """The metric must not be worse than the champion's on the same held-out rows, give or take
-    ``tolerance``. Passes when there is no champion.
+    ``tolerance``. Passes when there is no champion. Each successor may be that much worse than the one before
+    it; what none may go below, `AtLeast` says.
 
     Attributes:
         confidence: be as sure of it, e.g. 0.95, by a paired bootstrap of the held-out rows: the lower bound
