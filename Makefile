@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: install demo test test-stock-feast lint bench bench-data bench-features \
-  soak-control soak-data soak-features clean lock
+  bench-training soak-control soak-data soak-features soak-training clean lock
 
 install: $(STAMP)
 
@@ -50,6 +50,12 @@ soak-features: install # SOAK="--kills 5 --stores sqlite --seed 1" for less
 
 bench-data: install # MANTA_BENCH_MB=100 for less
 	$(BIN)/python -m tests.benchmarks data
+
+bench-training: install # MANTA_BENCH_ROWS=100000 MANTA_BENCH_ROUNDS=1 for less
+	$(BIN)/python -m tests.benchmarks training training_trees
+
+soak-training: install # SOAK="--kills 5 --seed 1" for less
+	$(BIN)/python -m tests.soak.training $(SOAK)
 
 bench-features: install # MANTA_BENCH_KEYS=20000 MANTA_BENCH_LARGE=0 for less
 	$(BIN)/python -m tests.benchmarks features_join features_write features_read features_http
