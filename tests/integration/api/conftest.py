@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from manta.api.server import create
 from manta.app import Platform
+from manta.cli.display import console
 from manta.cli.root import app as commands
 from manta.control.inline import InlineEngine
 from manta.errors import MantaError
@@ -120,7 +121,7 @@ def manta(served: Served, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
     monkeypatch.chdir(served.settings.root)
     monkeypatch.setenv("MANTA_PROJECT", served.settings.project)
     monkeypatch.setenv("MANTA_PORTS__SERVER", str(served.settings.ports.server))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "_width", 200)  # the variable is read once in a process
 
     def run(*words: str, key: str = "", status: int = 0) -> str:
         done = CliRunner(env={"MANTA_API_KEY": key}).invoke(commands, words)
