@@ -84,6 +84,9 @@ def _report(metrics: dict[str, Any], model: nn.Module, optimizer: Any) -> None:
             (Path(folder) / "sum").write_text(hashlib.sha256(whole).hexdigest())
             checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report(metrics, checkpoint=checkpoint)
+    if checkpoint is not None:
+        # Until the controller has it, a kill would lose this epoch and the steps after it.
+        ray.train.get_all_reported_checkpoints()
 
 
 def _restore(model: nn.Module, optimizer: Any) -> int:
