@@ -4,8 +4,8 @@ A training of two Ray Train workers reports a checkpoint after each epoch. In tu
 Train's controller, the run's own process (then the next attempt begins, as the platform's controller would
 have it) or the whole Ray head is killed by SIGKILL, at random moments, up to four times in a training.
 
-Checked: each disturbed training ends with the loss of the undisturbed one of its seed (so the final losses
-lie within the spread of the undisturbed seeds); between two attempts no more steps are lost than one
+Checked: each disturbed training ends with the very loss of the undisturbed one of its seed (so the final
+losses lie within the spread of the undisturbed seeds); between two attempts no more steps are lost than one
 checkpoint's interval; no checkpoint that a training goes on from is torn. The seed fixes which kills are
 made; the machine's speed decides what they meet. Exit status 1 when something was found.
 """
@@ -41,7 +41,6 @@ TITLES = {"worker": "RayTrainWorker", "controller": "TrainController"}
 KILLS_A_TRAINING = 4
 AMONG_STEPS = 0.75  # of the kills: the rest meet processes that start or end
 ATTEMPT_SECONDS = 300.0
-CLOSE = 1e-6  # of losses of the same work
 
 
 class Soak:
@@ -104,7 +103,7 @@ class Soak:
             self.findings.append(f"{key}: ended with {process.returncode}: {said}")
             return
         found = self._loss(key)
-        if not abs(found - losses[seed]) <= CLOSE:
+        if found != losses[seed]:
             self.findings.append(f"{key}: the loss is {found}, undisturbed {losses[seed]} (seed {seed})")
         self._count_steps(key)
 
