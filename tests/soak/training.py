@@ -30,6 +30,7 @@ import numpy as np
 import psutil
 
 from manta.control import parts
+from manta.errors import PortInUse
 from manta.settings import Settings
 from tests.conftest import free_ports
 from tests.soak.parts import REPOSITORY, RayHead
@@ -129,7 +130,8 @@ class Soak:
         if victim == "head":
             self._head.kill(self._chance)
             driver.kill()
-            self._head.start()
+            driver.wait()
+            self._start_again()
             return True
         try:
             found = [each for each in self._head.processes() if TITLES[victim] in " ".join(each.cmdline())]
@@ -138,6 +140,17 @@ class Soak:
         except psutil.NoSuchProcess:
             return False
         return bool(found)
+
+    def _start_again(self) -> None:
+        """What was killed may hold a port for a moment."""
+        until = time.monotonic() + ATTEMPT_SECONDS
+        while True:
+            try:
+                return self._head.start()
+            except PortInUse:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
 
     # --- the training -----------------------------------------------------------------------------------
 
