@@ -109,12 +109,7 @@ class Platform:
         """
         if hashlib.sha256(content).hexdigest()[:32] != package:
             raise InvalidInput("the package's content does not match its digest", hint="send it again")
-        path = package_file(self.settings, package)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{secrets.token_hex(4)}")
-            partial.write_bytes(content)
-            partial.replace(path)
+        imports.keep(package_file(self.settings, package), content)
 
     def has_package(self, package: str) -> bool:
         return package_file(self.settings, package).exists()
@@ -266,10 +261,10 @@ class Platform:
         self._check_package(project.package)
         if not self.has_foreign(sha256):
             raise NotFound(f"the file {sha256} has not been put", hint=f"PUT it at /v1/foreign/{sha256}")
-        definition, fingerprint = imports.of_training(project, training, sha256, file)
+        taken = imports.of_training(project, training, sha256, file)
         key = f"{project.name}-{digest([by.name, key])}" if key else secrets.token_hex(16)
         needs = [] if self.ledger.submitted(key) else self._submit_needs(project, training, by)
-        run = self._submitted(project, imports.job_of(training), definition, fingerprint, {}, needs, key, by)
+        run = self._submit(project, imports.job_of(training), {}, needs, key, by, described=taken)
         self.controller.wake()
         return run
 
@@ -308,23 +303,12 @@ class Platform:
         needs: Iterable[int],
         key: str,
         by: Actor,
+        *,
         adopted: str = "",
+        described: tuple[Definition, str] | None = None,
     ) -> Run:
-        definition, fingerprint = project.jobs()[job]
-        return self._submitted(project, job, definition, fingerprint, params, needs, key, by, adopted)
-
-    def _submitted(
-        self,
-        project: Project,
-        job: str,
-        definition: Definition,
-        fingerprint: str,
-        params: Mapping[str, Any],
-        needs: Iterable[int],
-        key: str,
-        by: Actor,
-        adopted: str = "",
-    ) -> Run:
+        """``described``: definition and fingerprint of what is no job of the project by that name."""
+        definition, fingerprint = described or project.jobs()[job]
         policy = Policy.of(definition.to_json())
         return self.ledger.submit(
             key=key,

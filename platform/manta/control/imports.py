@@ -21,14 +21,16 @@ def path_of(settings: Settings, sha256: str) -> Path:
 
 
 def put(settings: Settings, sha256: str, content: bytes) -> None:
-    """Write it, whole or not at all. Putting it again changes nothing.
-
-    Raises:
-        InvalidInput: the content is not what the digest says.
+    """Raises:
+    InvalidInput: the content is not what the digest says.
     """
     if hashlib.sha256(content).hexdigest() != sha256:
         raise InvalidInput("the file's content does not match its digest", hint="send it again")
-    path = path_of(settings, sha256)
+    keep(path_of(settings, sha256), content)
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write what is named by its digest, whole or not at all. Putting it again changes nothing."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{secrets.token_hex(4)}")
