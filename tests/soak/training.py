@@ -269,5 +269,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    psutil.Process().nice(0)
     sys.exit(main())

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from manta.training import whole
+
 log = logging.getLogger(__name__)
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for it
@@ -51,15 +53,20 @@ def seal(checkpoint: Path, metrics: Mapping[str, Any]) -> None:
             if path.is_file()
         },
     }
-    _write(folder / f"{checkpoint.name}.json", json.dumps(told, default=str))
+    whole.write(folder / f"{checkpoint.name}.json", json.dumps(told, default=str).encode())
 
 
 def broken(checkpoint: Path) -> str:
     """What is wrong with a checkpoint, in words; empty when nothing is. One without a seal, reported in the
     very moment of a kill, is taken as it is."""
+    sealed = {each.name: each for each in _seals(checkpoint.parent)}
+    return _wrong(checkpoint, sealed.get(checkpoint.name))
+
+
+def _wrong(checkpoint: Path, sealed: Seal | None) -> str:
+    """As :func:`broken`."""
     if not checkpoint.is_dir():
         return "it is gone"
-    sealed = next((each for each in _seals(checkpoint.parent) if each.name == checkpoint.name), None)
     for name, (size, digest) in (sealed.files if sealed else {}).items():
         path = checkpoint / name
         if not path.is_file():
@@ -79,19 +86,22 @@ def mend(folder: Path) -> None:
         return
     state = _state(snapshot)
     listed = {each["checkpoint_dir_name"]: each for each in state["checkpoint_results"]} if state else {}
-    bad = {name: why for name in listed if (why := broken(folder / name))}
+    sealed = {each.name: each for each in _seals(folder)}
+    bad = {name: why for name in listed if (why := _wrong(folder / name, sealed.get(name)))}
     if state is not None and not bad:
         return
-    sealed = {each.name: each for each in _seals(folder)}
-    whole = [_result(name, each.metrics) for name, each in sealed.items() if not broken(folder / name)]
-    whole += [each for name, each in listed.items() if name not in sealed and name not in bad]
-    goes_on = f"going on from {whole[-1]['checkpoint_dir_name']}" if whole else "beginning anew"
+    # Each is read through once: what is listed has been.
+    rest = {name for name, each in sealed.items() if name not in listed and not _wrong(folder / name, each)}
+    good = rest | (listed.keys() - bad.keys())
+    results = [_result(name, each.metrics) for name, each in sealed.items() if name in good]
+    results += [each for name, each in listed.items() if name in good and name not in sealed]
+    goes_on = f"going on from {results[-1]['checkpoint_dir_name']}" if results else "beginning anew"
     for name, why in bad.items():
         log.warning("checkpoint %s is broken (%s): %s", name, why, goes_on)
     if state is None:
         log.warning("Ray Train's list of checkpoints was cut off: %s", goes_on)
-    if whole:
-        _write(snapshot, json.dumps(_listing(whole)))
+    if results:
+        whole.write(snapshot, json.dumps(_listing(results)).encode())
     else:
         snapshot.unlink()
     for name in bad:
@@ -137,12 +147,6 @@ def _seals(folder: Path) -> list[Seal]:
         files = {name: (size, digest) for name, (size, digest) in told["files"].items()}
         found.append(Seal(path.name.removesuffix(".json"), told["number"], told["metrics"], files))
     return sorted(found, key=lambda each: each.number)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _digest(path: Path) -> str:

@@ -18,6 +18,7 @@ from manta.definitions import Training
 from manta.ledger.manifest import Manifest
 from manta.ledger.runs import Run
 from manta.secrets import redactor
+from manta.training import whole
 from manta.training.evaluate import METRICS, SMALLER_IS_BETTER
 from manta.training.gates import Champion, Piece, Result
 from manta.training.refits import Spread
@@ -58,9 +59,8 @@ class Told:
 def write(folder: Path, told: Told) -> Path:
     """The report of a training in ``folder``, whole or not at all, over one that is there."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{NAME}.part"
-    part.write_text(page(told), encoding="utf-8")
-    return part.replace(folder / NAME)
+    whole.write(folder / NAME, page(told).encode())
+    return folder / NAME
 
 
 def page(told: Told) -> str:

@@ -107,6 +107,7 @@ def execute(context: RunContext) -> None:
         rows = {f"rows_{name}": len(part) for name, part in parts.items()} | {
             "rows_dropped": examples.dropped
         }
+        made_from = context.ledger.manifest(context.run.id)
         mlflow_run = registry.record(
             context.run_key,
             context.run.job,
@@ -115,7 +116,7 @@ def execute(context: RunContext) -> None:
             reports=model.reports,
             tags={
                 "manta.digest": digest,
-                "manta.manifest": context.ledger.manifest(context.run.id).id,
+                "manta.manifest": made_from.id,
                 **{f"manta.read.{ref}": at for ref, at in versions.items()},
             },
             figures=figures,
@@ -134,7 +135,7 @@ def execute(context: RunContext) -> None:
             told = report.Told(
                 run=context.run,
                 training=training,
-                manifest=context.ledger.manifest(context.run.id),
+                manifest=made_from,
                 metrics=outcome.metrics,
                 baseline=outcome.baseline,
                 spread=spread,

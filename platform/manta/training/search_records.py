@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from manta.definitions import ASHA
 from manta.definitions.metrics import smaller_is_better
+from manta.training import whole
 
 State = Literal["started", "done", "ended early", "failed"]
 
@@ -46,9 +47,7 @@ def read(folder: Path) -> list[Tried]:
 
 def put(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content))
-    part.replace(path)
+    whole.write(path, json.dumps(content).encode())
 
 
 def best(tried: Iterable[Tried], metric: str) -> Tried | None:

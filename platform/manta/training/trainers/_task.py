@@ -20,6 +20,7 @@ import numpy as np
 
 from manta.definitions import Function, Imported, Torch, Training
 from manta.errors import TrainingInvalid, Unavailable
+from manta.training import whole
 from manta.training.encoder import Arrays
 from manta.training.trainers import Job, Part
 from manta.training.trainers._reports import REPORTS, followed, reports
@@ -63,9 +64,7 @@ class Work:
         """Write a file of the run's folder, whole or not at all."""
         if self.rank:
             return
-        part = self.folder / f".{name}.part"
-        part.write_bytes(content)
-        part.replace(self.folder / name)
+        whole.write(self.folder / name, content)
 
     def kept(self, name: str) -> bytes | None:
         path = self.folder / name

@@ -20,6 +20,7 @@ import numpy as np
 
 from manta.definitions import Torch, load_function
 from manta.errors import MantaError, ModelRefused, TrainingInvalid, Unavailable
+from manta.training import whole
 from manta.training.checkpoints import broken, mend
 from manta.training.encoder import Arrays
 from manta.training.loop import Dealt, Reports, run_loop
@@ -66,8 +67,7 @@ def fit(job: Job) -> TorchModel:
     finished = job.folder / job.run_key / "finished.json"
     if not finished.exists() or broken(_named_in(finished)):
         checkpoint = _run(job)
-        finished.with_suffix(".part").write_text(json.dumps({"checkpoint": checkpoint.name}))
-        finished.with_suffix(".part").rename(finished)
+        whole.write(finished, json.dumps({"checkpoint": checkpoint.name}).encode())
     return _load(job, _named_in(finished))
 
 
