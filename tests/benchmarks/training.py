@@ -156,38 +156,26 @@ def _under_manta(
 ) -> float:
     import ray
 
-    from manta.definitions import Examples, TimeSplit, Torch, Training
+    from manta.definitions import Torch
     from manta.training.encoder import Arrays
-    from manta.training.trainers import Job, Part, trainer
+    from manta.training.trainers import Part, trainer
+    from tests.benchmarks._training_job import job_of
 
-    class Told:
-        def reached(self, fraction: float) -> None:
-            """Nobody looks."""
-
-    training = Training(
-        model="bench",
-        fn="tests.benchmarks._training_loop:train",
-        module="tests.benchmarks._training_loop:Net",
-        trainer=Torch(workers=1, use_gpu=False),
-        examples=Examples(dataset="d", label="l", time="t"),
-        features="f",
-        split=TimeSplit(test_from="2026-01-01"),  # type: ignore[arg-type]
-    )
     part = Part(Arrays(categories, numbers), labels)
     folder = Path(tempfile.mkdtemp(prefix="bt"))
     path = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), *sys.path]))}}
     ray.init(address="local", num_cpus=2, log_to_driver=False, include_dashboard=False, runtime_env=path)
     try:
-        job = Job(
-            run_key="bench",
-            folder=folder,
-            root=REPOSITORY,
-            training=training,
-            params=params,
-            shape=SHAPE,
-            train=part,
-            validation=Part(part.arrays.take(np.arange(100)), labels[:100]),
-            stage=Told(),  # type: ignore[arg-type]
+        job = job_of(
+            Torch(workers=1, use_gpu=False),
+            "bench",
+            folder,
+            part,
+            Part(part.arrays.take(np.arange(100)), labels[:100]),
+            params,
+            fn="tests.benchmarks._training_loop:train",
+            module="tests.benchmarks._training_loop:Net",
+            sizes=SHAPE["categories"],
         )
         return float(trainer("torch").fit(job).reports[-1]["rows_per_second"])
     finally:

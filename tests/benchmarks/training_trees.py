@@ -21,10 +21,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -67,39 +66,16 @@ def native(asked: Any) -> None:
 
 
 def ours(folder: Path) -> Callable[[], tuple[float, float]]:
-    from manta.definitions import Examples, TimeSplit, Training, XGBoost
-    from manta.training.encoder import Arrays
-    from manta.training.progress import Stage
-    from manta.training.trainers import Job, Part, trainer
+    from manta.definitions import XGBoost
+    from manta.training.trainers import trainer
+    from tests.benchmarks._training_job import job_of, numbers_only
 
-    class Silent(Stage):
-        def reached(self, fraction: float) -> None: ...
-
-    def part(rows: np.ndarray, labels: np.ndarray) -> Part:
-        return Part(Arrays(np.zeros((len(labels), 0), dtype=np.int64), rows), labels)
-
-    train, validation = part(*made(ROWS, 1)), part(*made(HELD, 2))
-    training = Training(
-        model="bench",
-        trainer=XGBoost(workers=THREADS),
-        examples=Examples(dataset="bench", label="y", time="t"),
-        features="bench",
-        split=TimeSplit(test_from=datetime(2013, 1, 1)),
-    )
+    train, validation = numbers_only(*made(ROWS, 1)), numbers_only(*made(HELD, 2))
     numbers = iter(range(1_000))
 
     def fit() -> tuple[float, float]:
-        job = Job(
-            run_key=f"bench-{next(numbers)}",
-            folder=folder,
-            root=folder,
-            training=training,
-            params=PARAMS | {"rounds": ROUNDS},
-            shape={"categories": [], "numbers": COLUMNS},
-            train=train,
-            validation=validation,
-            stage=Silent(cast(Any, None), 0, 1),
-        )
+        key, params = f"bench-{next(numbers)}", PARAMS | {"rounds": ROUNDS}
+        job = job_of(XGBoost(workers=THREADS), key, folder, train, validation, params)
         began = time.perf_counter()
         model = trainer("xgboost").fit(job)
         return time.perf_counter() - began, float(model.reports[-1]["validation_logloss"])

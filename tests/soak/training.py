@@ -199,40 +199,26 @@ def drive(told: dict[str, Any]) -> None:
     """One attempt, in a process of its own."""
     import ray
 
-    from manta.definitions import Examples, TimeSplit, Torch, Training
-    from manta.training.encoder import Arrays
-    from manta.training.trainers import Job, Part, trainer
-
-    class Told:
-        def reached(self, fraction: float) -> None:
-            """Nobody looks."""
+    from manta.definitions import Torch
+    from manta.training.trainers import Part, trainer
+    from tests.benchmarks._training_job import job_of, numbers_only
 
     ray.init(log_to_driver=False)
     chance = np.random.default_rng(5)
     numbers = chance.normal(size=(ROWS, 20)).astype(np.float32)
     truth = numbers @ chance.normal(size=20) + np.sin(3 * numbers[:, 0]) + chance.normal(size=ROWS)
-    part = Part(Arrays(np.empty((ROWS, 0), np.int64), numbers), (truth > 0).astype(np.float32))
-    training = Training(
-        model="soak",
+    part = numbers_only(numbers, (truth > 0).astype(np.float32))
+    params = {"epochs": EPOCHS, "seed": told["seed"], "batch": BATCH, "pause": PAUSE, "steps": told["steps"]}
+    job = job_of(
+        Torch(workers=2, use_gpu=False),
+        told["key"],
+        Path(told["home"]) / "training",
+        part,
+        Part(part.arrays.take(np.arange(2000)), part.labels[:2000]),
+        params,
         fn="tests.soak.training_loop:train",
         module="tests.soak.training_loop:Net",
-        trainer=Torch(workers=2, use_gpu=False),
-        examples=Examples(dataset="d", label="l", time="t"),
-        features="f",
-        split=TimeSplit(test_from="2026-01-01"),  # type: ignore[arg-type]
         seed=told["seed"],
-    )
-    params = {"epochs": EPOCHS, "seed": told["seed"], "batch": BATCH, "pause": PAUSE, "steps": told["steps"]}
-    job = Job(
-        run_key=told["key"],
-        folder=Path(told["home"]) / "training",
-        root=REPOSITORY,
-        training=training,
-        params=params,
-        shape={"categories": [], "numbers": 20},
-        train=part,
-        validation=Part(part.arrays.take(np.arange(2000)), part.labels[:2000]),
-        stage=Told(),  # type: ignore[arg-type]
     )
     model = trainer("torch").fit(job)
     result = Path(told["steps"]).with_suffix(".json")

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from manta.definitions import XGBoost
 from manta.errors import TrainingInvalid, Unavailable
 from manta.training.encoder import Arrays
 from manta.training.trainers import Job, Model, Part, _group, trainer
-from manta.training.trainers._reports import reports
 from tests.integration.training.conftest import Bench
-from tests.integration.training.test_task_trainers import answered, job, training
+from tests.integration.training.test_task_trainers import answered, job, killed_among_rounds, training
 
 pytestmark = pytest.mark.ray
 
@@ -87,23 +81,8 @@ def test_a_worker_killed_they_go_on_from_the_checkpoint(
 ) -> None:
     wanted = asked(bench, kind, 2, rounds=300)
     folder = wanted.folder / wanted.run_key
-    killed: list[int] = []
-
-    def kill() -> None:
-        until = time.monotonic() + 120
-        while time.monotonic() < until and not killed:
-            if len(reports(folder)) > 60:
-                for process in psutil.Process().children(recursive=True):
-                    if f"train delay {rank}" in " ".join(process.cmdline()):
-                        killed.append(len(reports(folder)))
-                        os.kill(process.pid, signal.SIGKILL)
-            time.sleep(0.001)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    model = trainer(kind).fit(wanted)
-    killer.join()
-    assert killed, "it was not killed"
+    with killed_among_rounds(folder, f"train delay {rank}") as killed:
+        model = trainer(kind).fit(wanted)
     assert 60 < killed[0] < 300
     assert [report["round"] for report in model.reports] == list(range(1, 301)), "each round once"
     assert not list(folder.glob(".*.part")), "nothing half-written"

@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,29 @@ def answered(model: Model, arrays: Arrays) -> np.ndarray:
     return 1 / (1 + np.exp(-logits))
 
 
+@contextmanager
+def killed_among_rounds(folder: Path, title: str) -> Iterator[list[int]]:
+    """Meanwhile, kill the processes of that title once the run in ``folder`` has reported 60 rounds. Gives
+    how many it had reported when they were; in the end, some must have been."""
+    killed: list[int] = []
+
+    def kill() -> None:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not killed:
+            if len(reports(folder)) > 60:
+                for process in psutil.Process().children(recursive=True):
+                    if title in " ".join(process.cmdline()):
+                        killed.append(len(reports(folder)))
+                        os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.001)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    yield killed
+    killer.join()
+    assert killed, "it was not killed"
+
+
 @pytest.mark.parametrize(("kind", "params"), ALL, ids=lambda value: str(value))
 def test_the_graph_answers_what_the_framework_answers(
     ray_cluster: None, bench: Bench, kind: str, params: dict[str, Any]
@@ -113,23 +138,8 @@ def test_the_graph_answers_what_the_framework_answers(
 def test_killed_it_goes_on_from_its_checkpoint(ray_cluster: None, bench: Bench, kind: str) -> None:
     asked = job(bench, kind, rounds=400)
     folder = asked.folder / asked.run_key
-    killed: list[int] = []
-
-    def kill() -> None:
-        until = time.monotonic() + 120
-        while time.monotonic() < until and not killed:
-            if len(reports(folder)) > 60:
-                for process in psutil.Process().children(recursive=True):
-                    if "train delay" in " ".join(process.cmdline()):
-                        killed.append(len(reports(folder)))
-                        os.kill(process.pid, signal.SIGKILL)
-            time.sleep(0.001)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    model = trainer(kind).fit(asked)
-    killer.join()
-    assert killed, "it was not killed"
+    with killed_among_rounds(folder, "train delay") as killed:
+        model = trainer(kind).fit(asked)
     assert 60 < killed[0] < 400
     assert [report["round"] for report in model.reports] == list(range(1, 401)), "each round once"
     whole = trainer(kind).fit(job(bench, kind, rounds=400, **{}))
