@@ -113,6 +113,15 @@ def test_what_cannot_be_trained_by_several(ray_cluster: None, bench: Bench) -> N
         trainer("xgboost").fit(Job(**{**vars(few), "validation": one}))
 
 
+def test_nobody_works_on_in_the_process_of_one_that_failed(ray_cluster: None, bench: Bench) -> None:
+    """It still holds its connections to its peers, and another training would talk to them."""
+    with pytest.raises(TrainingInvalid, match="max_depth"):
+        trainer("xgboost").fit(asked(bench, "xgboost", 2, max_depth="deep"))
+    for attempt in range(4):
+        alone = trainer("xgboost").fit(asked(bench, "xgboost", 1, f"alone-{attempt}", rounds=5))
+        assert len(alone.reports) == 5
+
+
 def test_no_room_now_is_said_in_time(
     ray_cluster: None, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

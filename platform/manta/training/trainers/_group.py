@@ -159,8 +159,9 @@ class _Places:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        # One that died must not be repeated by itself: its peers are gone.
-        task = ray.remote(num_cpus=self._cpus, max_retries=0)(_member)
+        # One that died must not be repeated by itself: its peers are gone. And the process of one that failed
+        # still holds its connections to them: Ray must not give it other work.
+        task = ray.remote(num_cpus=self._cpus, max_retries=0, max_calls=1)(_member)
         waiting = [
             task.options(
                 name=f"train {job.training.model} {rank}",
