@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manta.data.lake import Change, write_part
+from manta.data.lake import Change, Lake, write_part
 from manta.data.reading import Datasets
 from manta.errors import InvalidInput, NotFound
 
@@ -38,10 +39,17 @@ def comparable(value: Any) -> Any:
     return "nan" if value != value else value
 
 
-def two_versions(first: list[pl.DataFrame], kept: int, then: list[pl.DataFrame]) -> Datasets:
+@contextmanager
+def two_versions(first: list[pl.DataFrame], kept: int, then: list[pl.DataFrame]) -> Iterator[Datasets]:
     """Version 1 keeps that many of the files of version 0, and adds others, as an upsert does."""
-    datasets = Datasets(tempfile.mkdtemp())
-    lake, numbers = datasets.lake, count()
+    with tempfile.TemporaryDirectory() as folder:
+        datasets = Datasets(folder)
+        commit_both(datasets.lake, first, kept, then)
+        yield datasets
+
+
+def commit_both(lake: Lake, first: list[pl.DataFrame], kept: int, then: list[pl.DataFrame]) -> None:
+    numbers = count()
 
     def commit(frames: list[pl.DataFrame], remove: list[str] | None) -> None:
         key = f"r-{next(numbers)}"
@@ -55,7 +63,6 @@ def two_versions(first: list[pl.DataFrame], kept: int, then: list[pl.DataFrame])
 
     commit(first, None)
     commit(then, lake.files("d", 0)[kept:])
-    return datasets
 
 
 def halves(rows: list[tuple[Any, ...]]) -> list[pl.DataFrame]:
@@ -71,9 +78,10 @@ def test_by_key_it_finds_what_two_dicts_show(
     first = halves([(key, *values) for key, values in before.items()])
     held = {row[0]: row[1:] for frame in first[:kept] for row in frame.rows()}
     after = {key: values for key, values in after.items() if key not in held}
-    datasets = two_versions(first, kept, [frame_of([(key, *values) for key, values in after.items()])])
+    then = frame_of([(key, *values) for key, values in after.items()])
+    with two_versions(first, kept, [then]) as datasets:
+        found = datasets.diff("d", 0, 1, key=["k"], sampled=100)
     now = {**held, **after}
-    found = datasets.diff("d", 0, 1, key=["k"], sampled=100)
     was = {key: tuple(map(comparable, values)) for key, values in before.items()}
     is_ = {key: tuple(map(comparable, values)) for key, values in now.items()}
     changed = {key for key in was.keys() & is_.keys() if was[key] != is_[key]}
@@ -104,10 +112,10 @@ def test_without_a_key_rows_are_counted_as_multisets(
 ) -> None:
     first = halves([(key, *values) for key, values in before])
     then = frame_of([(key, *values) for key, values in after])
-    datasets = two_versions(first, kept, [then])
+    with two_versions(first, kept, [then]) as datasets:
+        found = datasets.diff("d", 0, 1, sampled=100)
     was = Counter(tuple(map(comparable, row)) for frame in first for row in frame.rows())
     is_ = Counter(tuple(map(comparable, row)) for frame in [*first[:kept], then] for row in frame.rows())
-    found = datasets.diff("d", 0, 1, sampled=100)
     added, removed = is_ - was, was - is_
     assert (found.key, found.changed) == ((), 0)
     assert (found.added, found.removed) == (added.total(), removed.total())
