@@ -121,7 +121,10 @@ class Package:
             raise ModelUnavailable(f"onnxruntime cannot load the model: {error}") from error
         self.card = card
         self.digest = digest
-        self.inputs: dict[str, str] = dict(card["inputs"])
+        # In the graph's order, which is that of the training's features: package.json is sorted.
+        order = {one.name: at for at, one in enumerate(self._session.get_inputs())}
+        kinds: dict[str, str] = card["inputs"]
+        self.inputs = {name: kinds[name] for name in sorted(kinds, key=lambda name: order.get(name, -1))}
 
     def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
         """The probability of each row, float32 [n].

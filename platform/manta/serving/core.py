@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from manta.definitions import Endpoint
 from manta.errors import FeaturesStale, ModelUnavailable, RequestInvalid
 from manta.features.compiled import Service, read_manifest, service_of
@@ -32,6 +34,11 @@ ACCEPTED: dict[str, tuple[Any, str]] = {
     "bool": ((bool,), "true or false"),
     "timestamp": ((str, datetime), "a time in ISO 8601, like 2013-12-31T18:00:00Z"),
 }
+
+
+# What is answered, with its types in the Open Inference Protocol and in NumPy.
+OUTPUTS = {"probability": "FP32", "prediction": "BOOL"}
+DTYPES = {"probability": np.float32, "prediction": np.bool_}
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,35 @@ def by_rows(
         for number, prediction in enumerate(predictions):
             prediction["features"] = {name: column[number] for name, column in values.items()}
     return predictions
+
+
+def by_columns(
+    endpoint: Endpoint, loaded: Loaded, columns: Mapping[str, Sequence[Any]]
+) -> dict[str, np.ndarray]:
+    """One prediction per row, as columns (:data:`OUTPUTS`): of feature values where the model's inputs are
+    all there, else by keys.
+
+    Args:
+        columns: all of one length; None is a missing value.
+
+    Raises:
+        RequestInvalid, FeaturesUnavailable, FeaturesStale: as of :func:`by_rows` and :func:`by_keys`.
+    """
+    inputs = loaded.package.inputs
+    if set(loaded.fields) <= set(columns) and not set(inputs) <= set(columns):
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        found = by_keys(endpoint, loaded, rows, show_features=False) if rows else []
+        return {name: np.array([each[name] for each in found], dtype) for name, dtype in DTYPES.items()}
+    _check([columns], needed=inputs, allowed=loaded.service.types)
+    probabilities = loaded.package.predict({name: columns[name] for name in inputs})
+    return {"probability": probabilities, "prediction": probabilities >= endpoint.threshold}
+
+
+def too_many(rows: int, endpoint: Endpoint) -> RequestInvalid:
+    return RequestInvalid(
+        f"{rows} rows are more than the {endpoint.max_rows} this endpoint takes at once",
+        hint="send them in several requests, or raise the endpoint's max_rows",
+    )
 
 
 def _predict(endpoint: Endpoint, loaded: Loaded, values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

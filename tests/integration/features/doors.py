@@ -15,7 +15,7 @@ from manta.definitions import Lookup
 from manta.features.apply import register
 from manta.features.catalog import Catalog, read_catalog
 from manta.features.repo import parse
-from manta.serving.lookup.asgi import Asgi
+from manta.serving.asgi import Asgi
 from manta.serving.lookup.callers import Callers
 from manta.serving.lookup.door import Door
 from tests.conftest import free_ports

@@ -157,6 +157,21 @@ def test_by_rows(http: httpx.Client) -> None:
     assert answer.json()["predictions"][0]["probability"] == pytest.approx(probability(0.25, 1.0))
 
 
+def test_one_question_in_three_protocols(http: httpx.Client) -> None:
+    tensors = [
+        {"name": "rating", "shape": [1], "datatype": "FP32", "data": [1.0]},
+        {"name": "city", "shape": [1], "datatype": "BYTES", "data": [None]},
+        {"name": "far", "shape": [1], "datatype": "FP32", "data": [None]},
+    ]
+    row = {"rating": 1.0, "city": None, "far": None}
+    inferred = http.post(f"{ROUTE}/v2/models/trips/infer", json={"inputs": tensors}).json()
+    invoked = http.post(f"{ROUTE}/invocations", json={"dataframe_records": [row]}).json()
+    asked = ask(http, {"rows": [row]}).json()["predictions"][0]["probability"]
+    assert inferred["outputs"][0]["data"] == invoked["predictions"] == [asked]
+    assert http.get(f"{ROUTE}/docs").headers["content-type"] == "text/html; charset=utf-8"
+    assert http.get(f"{ROUTE}/openapi.json").json()["info"]["title"] == "trips"
+
+
 def test_the_replica_has_imported_no_engine(http: httpx.Client) -> None:
     [prediction] = ask(http, {"keys": KEYS}, params={"features": "true"}).json()["predictions"]
     assert prediction["features"]["engines"] == ""

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from manta.errors import FeaturesUnavailable, ModelUnavailable, NotFound, RequestInvalid
 from manta.serving import core
 from manta.serving.core import Loaded
-from manta.serving.protocols import predict
+from manta.serving.http import Asked
+from manta.serving.protocols import Call, predict
 from tests.unit.serving import tiny
 from tests.unit.serving.tiny import ENDPOINT, KEYS, probability
 
@@ -34,11 +35,16 @@ def loaded(root: Path) -> Loaded:
     return core.load(ENDPOINT, tiny.write_all(root, bias=0.25, version="3"))
 
 
+async def unread() -> bytes:
+    raise AssertionError("the door has read it")
+
+
 def ask(loaded: Loaded, body: Any, *, features: bool = False) -> dict[str, Any]:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    form, rows = predict.parse(content, ENDPOINT.max_rows)
-    answered = predict.answer(ENDPOINT, loaded, form, rows, features=features, request_id="r1")
-    answer: dict[str, Any] = json.loads(answered)
+    query = "features=true" if features else ""
+    asked = Asked("POST", "predict", {"content-type": "application/json"}, query, unread)
+    answered = predict.answer(Call(ENDPOINT, loaded, asked, "predict", content, "r1"))
+    answer: dict[str, Any] = json.loads(answered.content)
     return answer
 
 
@@ -213,7 +219,7 @@ def test_a_row_that_does_not_fit_names_the_field_and_what_it_takes(
 
 def test_missing_fields_say_all_that_is_needed(loaded: Loaded) -> None:
     assert refused(loaded, {"keys": {}}).hint == "give driver, zone, asked_at, distance, urgent"
-    assert refused(loaded, {"rows": {"rating": 1.0}}).hint == "give city, far, rating"
+    assert refused(loaded, {"rows": {"rating": 1.0}}).hint == "give rating, city, far"
 
 
 def test_a_problem_object_tells_it_all(loaded: Loaded) -> None:

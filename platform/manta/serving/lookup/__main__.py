@@ -14,7 +14,7 @@ import uvicorn
 
 from manta.definitions import Lookup
 from manta.features.catalog import read_catalog
-from manta.serving.lookup.asgi import Asgi
+from manta.serving.asgi import Asgi
 from manta.serving.lookup.door import Door
 
 

@@ -7,19 +7,19 @@ import logging
 from typing import Any
 
 from ray import serve
-from starlette.requests import Request
-from starlette.responses import Response
 
 from manta.definitions import Lookup, from_json
 from manta.features.catalog import read_catalog
+from manta.serving.asgi import Asgi
 from manta.serving.lookup.callers import Callers
-from manta.serving.lookup.door import MOST_BYTES, Door, too_large
+from manta.serving.lookup.door import Door
 from manta.serving.loopback import stay_on_loopback
 from manta.settings import Settings
 
 log = logging.getLogger("ray.serve")
 
 
+@serve.ingress()
 class Replica:
     """Answers for one door. What is registered comes by ``reconfigure``, in place."""
 
@@ -47,18 +47,8 @@ class Replica:
                 return
         self._door.refused = {}
 
-    async def __call__(self, request: Request) -> Response:
-        async def body() -> bytes:
-            content = bytearray()
-            async for chunk in request.stream():
-                content += chunk
-                if len(content) > MOST_BYTES:
-                    raise too_large()
-            return bytes(content)
-
-        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-        answer = await self._door.answer(request.method, path, request.headers, body)
-        return Response(answer.content, answer.status, media_type=answer.media_type)
+    def __serve_build_asgi_app__(self) -> Asgi:
+        return Asgi(self._door)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

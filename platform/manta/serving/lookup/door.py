@@ -9,29 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from manta.definitions import Lookup
-from manta.errors import MantaError, NotFound, TooLarge, Unavailable, WrongMediaType, WrongMethod
+from manta.errors import MantaError, NotFound, Unavailable
 from manta.features.catalog import Catalog
 from manta.features.stores import OnlineStore, open_store_of
 from manta.ledger.roles import Role
+from manta.serving.http import JSON, Answer, Asked, problem, require_media_type
 from manta.serving.lookup import messages
 from manta.serving.lookup.callers import Callers
 from manta.serving.lookup.messages import GetOnlineFeatures, Push, WriteToOnlineStore
 from manta.serving.lookup.reading import Readings
 
 log = logging.getLogger("manta.lookup")
-
-MOST_BYTES = 16 * 2**20
-JSON, PROBLEM = "application/json", "application/problem+json"
-
-
-class Answer(NamedTuple):
-    status: int
-    media_type: str
-    content: bytes
 
 
 class Loaded(NamedTuple):
@@ -41,9 +32,6 @@ class Loaded(NamedTuple):
     catalog: Catalog
     store: OnlineStore
     readings: Readings
-
-
-Body = Callable[[], Awaitable[bytes]]
 
 
 class Door:
@@ -73,27 +61,28 @@ class Door:
             readings.of(GetOnlineFeatures({}, feature_service=name))
         self.loaded = Loaded(version, catalog, store, readings)
 
-    async def answer(self, method: str, path: str, headers: Mapping[str, str], body: Body) -> Answer:
+    async def answer(self, asked: Asked) -> Answer:
         """Never raises: what is wrong is a problem object."""
+        request_id = asked.headers.get("x-request-id") or uuid.uuid4().hex
         try:
-            return await self._route(method, path.strip("/"), headers, body)
+            return await self._route(asked)
         except MantaError as error:
-            return _problem(error, headers)
+            return problem(error, request_id)
         except Exception:
-            request_id = headers.get("x-request-id") or uuid.uuid4().hex
             log.exception("request %s", request_id)
             failed = MantaError("the door failed", hint=f"its log has request {request_id}")
-            return _problem(failed, {"x-request-id": request_id})
+            return problem(failed, request_id)
 
-    async def _route(self, method: str, path: str, headers: Mapping[str, str], body: Body) -> Answer:
+    async def _route(self, request: Asked) -> Answer:
+        path = request.path.strip("/")
         if path == "get-online-features":
-            return await self._get(method, headers, body)
+            return await self._get(request)
         if path == "push":
-            return await self._push(method, headers, body)
+            return await self._push(request)
         if path == "write-to-online-store":
-            return await self._write(method, headers, body)
+            return await self._write(request)
         if path in ("", "health"):
-            _only(method, "GET", "HEAD")
+            request.only("GET", "HEAD")
             loaded = self._serving() if path else self.loaded
             return Answer(200, JSON, messages.encode(self._description(loaded)))
         raise NotFound(
@@ -101,8 +90,8 @@ class Door:
             hint="POST …/get-online-features, …/push, …/write-to-online-store, or GET …/health",
         )
 
-    async def _get(self, method: str, headers: Mapping[str, str], body: Body) -> Answer:
-        content = await self._let_in(method, headers, body, Role.VIEWER)
+    async def _get(self, request: Asked) -> Answer:
+        content = await self._let_in(request, Role.VIEWER)
         asked = messages.decode(content, GetOnlineFeatures)
         rows = messages.rows_in(asked.entities, self._lookup.max_rows, "entities")
         reading = self._serving().readings.of(asked)
@@ -110,8 +99,8 @@ class Door:
         looked = await reading.read(columns, at)
         return Answer(200, JSON, reading.answer(asked, looked, rows))
 
-    async def _push(self, method: str, headers: Mapping[str, str], body: Body) -> Answer:
-        content = await self._let_in(method, headers, body, Role.DEVELOPER)
+    async def _push(self, request: Asked) -> Answer:
+        content = await self._let_in(request, Role.DEVELOPER)
         asked = messages.decode(content, Push)
         messages.rows_in(asked.df, self._lookup.max_rows, "df")
         loaded = self._serving()
@@ -123,8 +112,8 @@ class Door:
         await asyncio.to_thread(_pushed, views, asked.df, loaded.store if online else None, lake)
         return Answer(200, JSON, b"null")
 
-    async def _write(self, method: str, headers: Mapping[str, str], body: Body) -> Answer:
-        content = await self._let_in(method, headers, body, Role.DEVELOPER)
+    async def _write(self, request: Asked) -> Answer:
+        content = await self._let_in(request, Role.DEVELOPER)
         asked = messages.decode(content, WriteToOnlineStore)
         messages.rows_in(asked.df, self._lookup.max_rows, "df")
         loaded = self._serving()
@@ -132,17 +121,13 @@ class Door:
         await asyncio.to_thread(_pushed, [view], asked.df, loaded.store, None)
         return Answer(200, JSON, b"null")
 
-    async def _let_in(self, method: str, headers: Mapping[str, str], body: Body, role: Role) -> bytes:
+    async def _let_in(self, request: Asked, role: Role) -> bytes:
         """The body, once the caller is known to hold the role."""
-        _only(method, "POST")
+        request.only("POST")
         if self._callers is not None:
-            await self._callers.require(headers.get("authorization", ""), role)
-        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != JSON:
-            raise WrongMediaType(
-                f"content-type {media_type or 'is missing'}", hint=f"send content-type: {JSON}"
-            )
-        return await body()
+            await self._callers.require(request.headers.get("authorization", ""), role)
+        require_media_type(request.media_type, JSON)
+        return await request.body()
 
     def _serving(self) -> Loaded:
         if self.loaded is None:
@@ -162,18 +147,3 @@ def _pushed(views: Any, columns: Any, store: Any, lake: Any) -> None:
     from manta.features.push import push  # it loads Polars, which look-ups do without
 
     push(views, columns, store, lake)
-
-
-def too_large() -> TooLarge:
-    return TooLarge(f"the body is larger than {MOST_BYTES >> 20} MiB", hint="send it in several requests")
-
-
-def _only(method: str, *methods: str) -> None:
-    if method not in methods:
-        raise WrongMethod(f"{method} is not answered here", hint=f"use {methods[0]}")
-
-
-def _problem(error: MantaError, headers: Mapping[str, str]) -> Answer:
-    request_id = headers.get("x-request-id") or uuid.uuid4().hex
-    content = messages.encode(error.problem() | {"request_id": request_id})
-    return Answer(error.http_status, PROBLEM, content)

@@ -9,12 +9,13 @@ import msgspec
 from manta.definitions import Endpoint
 from manta.errors import RequestInvalid
 from manta.serving import core
-from manta.serving.core import Loaded
+from manta.serving.http import JSON, Answer, json_of, require_media_type
+from manta.serving.protocols import Call
 
 FORMS = """{"keys": {…}} or {"rows": {…}}; {…} may be a list of them"""
 
 
-def parse(content: bytes, most_rows: int) -> tuple[str, list[dict[str, Any]]]:
+def parse(content: bytes, endpoint: Endpoint) -> tuple[str, list[dict[str, Any]]]:
     """``"keys"`` or ``"rows"``, and the rows of a body.
 
     Raises:
@@ -30,40 +31,30 @@ def parse(content: bytes, most_rows: int) -> tuple[str, list[dict[str, Any]]]:
     rows = given if isinstance(given, list) else [given]
     if not all(isinstance(row, dict) for row in rows):
         raise RequestInvalid(f"{form} must be an object or a list of objects", hint=f"send {FORMS}")
-    if len(rows) > most_rows:
-        raise RequestInvalid(
-            f"{len(rows)} rows are more than the {most_rows} this endpoint takes at once",
-            hint="send them in several requests, or raise the endpoint's max_rows",
-        )
+    if len(rows) > endpoint.max_rows:
+        raise core.too_many(len(rows), endpoint)
     return form, rows
 
 
-def answer(
-    endpoint: Endpoint,
-    loaded: Loaded,
-    form: str,
-    rows: list[dict[str, Any]],
-    *,
-    features: bool,
-    request_id: str,
-) -> bytes:
-    """The body of the answer, JSON.
-
-    Raises:
-        RequestInvalid: a row does not fit.
-        FeaturesUnavailable: the online store does not answer.
+def answer(call: Call) -> Answer:
+    """Raises:
+    RequestInvalid: a row does not fit. FeaturesUnavailable: the online store does not answer.
     """
+    call.asked.only("POST")
+    require_media_type(call.asked.media_type, JSON)
+    form, rows = parse(call.content, call.endpoint)
+    features = call.asked.parameters().get("features", "").lower() in ("1", "true", "yes")
     if not rows:
         predictions: list[dict[str, Any]] = []
     elif form == "keys":
-        predictions = core.by_keys(endpoint, loaded, rows, show_features=features)
+        predictions = core.by_keys(call.endpoint, call.loaded, rows, show_features=features)
     else:
-        predictions = core.by_rows(endpoint, loaded, rows, show_features=features)
-    return msgspec.json.encode(
+        predictions = core.by_rows(call.endpoint, call.loaded, rows, show_features=features)
+    return json_of(
         {
             "predictions": predictions,
-            "model": endpoint.model,
-            "version": loaded.version,
-            "request_id": request_id,
+            "model": call.endpoint.model,
+            "version": call.loaded.version,
+            "request_id": call.request_id,
         }
     )

@@ -1,17 +1,23 @@
-"""The door as a plain ASGI application, for a server of one's own: see `__main__.py`."""
+"""A door as a plain ASGI application."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from manta.serving.lookup.door import MOST_BYTES, Door, too_large
+from manta.serving.http import MOST_BYTES, Answer, Asked, too_large
+
+
+class Answers(Protocol):
+    async def answer(self, asked: Asked) -> Answer:
+        """Never raises."""
+        ...
 
 
 class Asgi:
     """HTTP in, the door's answers out."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Answers) -> None:
         self._door = door
 
     async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
@@ -21,19 +27,26 @@ class Asgi:
         async def body() -> bytes:
             event = await receive()
             content = event.get("body", b"")
-            while event.get("more_body") and len(content) <= MOST_BYTES:
+            if not event.get("more_body"):
+                if len(content) > MOST_BYTES:
+                    raise too_large()
+                return bytes(content)
+            whole = bytearray(content)
+            while event.get("more_body") and len(whole) <= MOST_BYTES:
                 event = await receive()
-                content += event.get("body", b"")
-            if len(content) > MOST_BYTES:
+                whole += event.get("body", b"")
+            if len(whole) > MOST_BYTES:
                 raise too_large()
-            return bytes(content)
+            return bytes(whole)
 
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        answer = await self._door.answer(scope["method"], path, headers, body)
+        query = scope.get("query_string", b"").decode("latin-1")
+        answer = await self._door.answer(Asked(scope["method"], path, headers, query, body))
         sent = [
             (b"content-type", answer.media_type.encode()),
             (b"content-length", str(len(answer.content)).encode()),
+            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers),
         ]
         await send({"type": "http.response.start", "status": answer.status, "headers": sent})
         content = b"" if scope["method"] == "HEAD" else answer.content

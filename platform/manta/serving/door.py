@@ -1,0 +1,95 @@
+"""An endpoint's door: paths, bodies and refusals. Neither Ray nor a server is known here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from typing import Any
+
+from manta.definitions import Endpoint
+from manta.errors import MantaError, NotFound, Unavailable
+from manta.serving.core import Loaded
+from manta.serving.http import Answer, Asked, json_of, problem, uncompressed
+from manta.serving.protocols import Call, openapi, openinference, predict, scoring
+
+log = logging.getLogger("manta.endpoint")
+
+# More than this is worked on in a thread, so that single requests do not wait for it.
+BYTES_ON_THE_LOOP = 32_768
+
+PROTOCOLS = {
+    "predict": predict.answer,
+    "v2": openinference.answer,
+    "invocations": scoring.answer,
+    "ping": scoring.answer,
+    "health": scoring.answer,
+    "version": scoring.answer,
+    "docs": openapi.answer,
+    "openapi.json": openapi.answer,
+}
+HINT = "POST …/predict, GET …/ready, or GET the endpoint; …/docs is a page to try it on"
+
+
+class Door:
+    """Answers for one endpoint, by the version that is loaded when the request comes.
+
+    Attributes:
+        loaded: what is served; swapped as a whole, so that no answer mixes two versions.
+        refused: the version that was to be served and cannot be, and why.
+    """
+
+    def __init__(self, endpoint: Endpoint, project: str) -> None:
+        self._endpoint = endpoint
+        self._project = project
+        self.loaded: Loaded | None = None
+        self.refused: dict[str, str] = {}
+
+    async def answer(self, asked: Asked) -> Answer:
+        """Never raises: what is wrong is a problem object (RFC 9457)."""
+        request_id = asked.headers.get("x-request-id") or uuid.uuid4().hex
+        try:
+            return await self._route(asked, request_id)
+        except MantaError as error:
+            return problem(error, request_id)
+        except Exception:
+            log.exception("request %s", request_id)
+            failed = MantaError("the endpoint failed", hint=f"its log has request {request_id}")
+            return problem(failed, request_id)
+
+    async def _route(self, asked: Asked, request_id: str) -> Answer:
+        path, loaded = asked.path.strip("/"), self.loaded
+        if loaded is None:
+            raise Unavailable("nothing is served yet", hint="`manta status` shows what is up")
+        if path == "":
+            asked.only("GET", "HEAD")
+            return json_of(self._description(loaded))
+        if path == "ready":
+            asked.only("GET", "HEAD")
+            return json_of({"ready": True, "version": loaded.version})
+        protocol = PROTOCOLS.get(path.partition("/")[0])
+        if protocol is None:
+            raise NotFound(f"there is no {path!r:.80} here", hint=HINT)
+        content = b""
+        if asked.method == "POST":
+            content = uncompressed(await asked.body(), asked.headers.get("content-encoding", ""))
+        call = Call(self._endpoint, loaded, asked, path, content, request_id)
+        if len(content) > BYTES_ON_THE_LOOP:
+            return await asyncio.to_thread(protocol, call)
+        return protocol(call)
+
+    def _description(self, loaded: Loaded) -> dict[str, Any]:
+        return {
+            "endpoint": self._endpoint.name,
+            "project": self._project,
+            "model": self._endpoint.model,
+            "version": loaded.version,
+            "digest": loaded.digest,
+            "refused": self.refused or None,
+            "keys": loaded.fields,
+            "features": loaded.service.types,
+            "inputs": list(loaded.package.inputs),
+            "threshold": self._endpoint.threshold,
+            "max_rows": self._endpoint.max_rows,
+            "example": loaded.example,
+        }
