@@ -106,7 +106,7 @@ def test_commands_run(with_own: Commands, command: str) -> None:
 
 @pytest.mark.parametrize("block", PROGRAMS)
 def test_programs_run(with_own: Commands, block: str) -> None:
-    done = with_own.shell(str(BIN / "python"), "-c", block)
+    done = with_own.shell(str(BIN / "python"), "-c", here(with_own, block))
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
