@@ -80,14 +80,15 @@ class Models:
         self,
         project: str,
         model: str,
-        metric: str,
+        metric: str | None = None,
         *,
         everything: bool = False,
         before: int | None = None,
         limit: int = 50,
     ) -> list[Standing]:
-        """The runs that trained the model, the best by ``metric`` first, those that were refused among them;
-        ``before`` is the run to go on from. ``everything``: also replays and what was never measured.
+        """The runs that trained the model, the best by ``metric`` (None: the usual one of what it
+        predicts) first, those that were refused among them; ``before`` is the run to go on from.
+        ``everything``: also replays and what was never measured.
 
         Raises:
             NotFound: no run has trained it.

@@ -225,3 +225,58 @@ def test_files_are_read_as_their_ending_says_unless_told(path: str, read_as: str
     assert Files(path=path).format == read_as
     assert Files(path=path, format="orc").format == "orc"
     assert Files(**Files(path=path).model_dump()).format == read_as
+
+
+# --- tasks ----------------------------------------------------------------------------------------------
+
+
+REGRESSION = TRAINING.replace(task="regression", gates=[AtMost("rmse", 12), BeatsChampion("mae")])
+CLASSES = TRAINING.replace(task="multiclass", gates=[AtLeast("macro_f1", 0.8), AtMost("ece", 0.1)])
+
+
+@pytest.mark.parametrize("training", [REGRESSION, CLASSES])
+def test_a_task_is_kept_in_json_and_makes_another_definition(training: Training) -> None:
+    assert from_json(json.loads(json.dumps(training.to_json()))) == training
+    assert training.fingerprinted()["task"] == training.task
+
+
+def test_what_is_binary_is_what_it_was_before_there_were_other_tasks() -> None:
+    assert TRAINING.task == "binary"
+    assert "task" not in TRAINING.to_json()
+    assert TRAINING.replace(task="binary").fingerprinted() == TRAINING.fingerprinted()
+
+
+@pytest.mark.parametrize(
+    ("task", "gate", "says"),
+    [
+        ("binary", AtMost("rmse", 1), "'rmse' is not measured of a binary training: one of roc_auc"),
+        ("binary", AtLeast("auc", 0.7), "'auc' is not measured"),
+        (
+            "multiclass",
+            AtLeast("average_precision", 0.7),
+            "one of roc_auc, accuracy, macro_f1, ece, log_loss",
+        ),
+        ("regression", BeatsChampion("roc_auc"), "one of rmse, mae, r2"),
+        ("multiclass", Calibrated(ece=0.1), r'ask AtMost\("ece"'),
+        ("regression", Calibrated(offset=1), r'ask AtMost\("mae"'),
+        ("multiclass", Monotone("wind", "up", step=1), r"ask Invariant\('wind'"),
+        ("binary", Invariant("carrier", at_most=2), "below 1, and 2 is not"),
+        ("multiclass", Invariant("carrier", at_most=1), "below 1, and 1 is not"),
+    ],
+)
+def test_a_gate_that_makes_no_sense_of_a_task_is_refused(task: str, gate: Any, says: str) -> None:
+    with pytest.raises(DefinitionInvalid, match=says):
+        TRAINING.replace(task=task, gates=[gate])
+
+
+def test_a_change_of_a_number_may_be_larger_than_one() -> None:
+    gates = [Invariant("carrier", at_most=30), Monotone("wind", "up", step=1), NoLeakage()]
+    assert REGRESSION.replace(gates=gates).gates == tuple(gates)
+
+
+def test_several_classes_have_no_baseline_of_one_number() -> None:
+    assert REGRESSION.replace(baseline="wind").baseline == "wind"
+    with pytest.raises(DefinitionInvalid, match="classes' shares"):
+        CLASSES.replace(baseline="wind")
+    with pytest.raises(DefinitionInvalid, match="task"):
+        TRAINING.replace(task="ranking")

@@ -17,7 +17,10 @@ def leaderboard(
     project: ProjectName,
     model: Annotated[str, Path(pattern=r"^[a-z][a-z0-9_-]{0,62}$")],
     platform: Served,
-    metric: Annotated[str, Query(min_length=1, max_length=64, description="To rank by.")] = "roc_auc",
+    metric: Annotated[
+        str | None,
+        Query(min_length=1, max_length=64, description="To rank by: roc_auc, or rmse of a regression."),
+    ] = None,
     everything: Annotated[
         bool, Query(description="Also replays, and what was never measured: at work, failed, stopped.")
     ] = False,

@@ -16,7 +16,9 @@ from manta.ledger.leaderboard import Standing
 
 def leaderboard(
     model: Annotated[str, typer.Argument(help="A model: see `manta models`.")],
-    metric: Annotated[str, typer.Option(help="The figure to rank by.")] = "roc_auc",
+    metric: Annotated[
+        str | None, typer.Option(help="The figure to rank by: roc_auc, or rmse of a regression.")
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also replays, and what was never measured: at work, failed.")
     ] = False,
@@ -29,7 +31,7 @@ def leaderboard(
     if as_json:
         print_json(found)
     elif found:
-        console.print(_table(found, metric), highlight=False)
+        console.print(_table(found, found[0].ranked_by), highlight=False)
     else:
         console.print(f"no training of {model} has been measured: --all lists the others", highlight=False)
 

@@ -292,11 +292,11 @@ class Client(ModelVerbs):
     # --- endpoints, lineage, audit; of models, see ModelVerbs -------------------------------------------
 
     def leaderboard(
-        self, model: str, metric: str = "roc_auc", *, everything: bool = False, limit: int | None = 50
+        self, model: str, metric: str | None = None, *, everything: bool = False, limit: int | None = 50
     ) -> list[Standing]:
-        """The runs that trained the model, the best by ``metric`` first, at most ``limit`` of them (None:
-        all); those that a gate refused are among them. ``everything``: also replays, and what was never
-        measured.
+        """The runs that trained the model, the best by ``metric`` (None: ``roc_auc``, of a regression
+        ``rmse``) first, at most ``limit`` of them (None: all); those that a gate refused are among them.
+        ``everything``: also replays, and what was never measured.
 
         Raises:
             NotFound: no run has trained it.

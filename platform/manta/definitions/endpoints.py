@@ -35,7 +35,7 @@ class Endpoint(StaysUp):
         alias: the alias it follows; when the alias moves, the replicas swap in place.
         features: the feature service looked up online; the one the model was trained with.
         max_rows: the most rows one request may carry.
-        threshold: predictions at or above it answer ``true``.
+        threshold: of a binary model, probabilities at or above it answer ``true``.
     """
 
     kind: ClassVar[str] = "endpoint"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from manta.definitions.base import Frozen
+from manta.definitions.metrics import Task, check_metric
 
 
 class _Bound(Frozen):
@@ -72,7 +73,8 @@ class BeatsChampion(Frozen):
 
 
 class Calibrated(Frozen):
-    """The probabilities are what they say. Of what is given, each is held to; something must be.
+    """The probabilities are what they say; of a binary training. Of what is given, each is held to; something
+    must be.
 
     Attributes:
         ece: the most expected calibration error.
@@ -94,7 +96,8 @@ class Calibrated(Frozen):
 
 
 class Invariant(Frozen):
-    """Altering one feature must not change the predictions by more than ``at_most``, in probability.
+    """Altering one feature must not change the predictions by more than ``at_most``, in probability (of any
+    class), or in what the label is measured in.
 
     Only this feature is altered: others that were computed from the same thing stay as they are.
 
@@ -106,7 +109,7 @@ class Invariant(Frozen):
 
     kind: Literal["invariant"] = "invariant"
     feature: str
-    at_most: float = Field(gt=0, lt=1)
+    at_most: float = Field(gt=0)
     values: tuple[str | bool | int | float | None, ...] = ()
     share: float = Field(default=0.99, gt=0, le=1)
 
@@ -115,7 +118,8 @@ class Invariant(Frozen):
 
 
 class Monotone(Frozen):
-    """When a number is raised by ``step``, predictions must go ``up`` (or ``down``), or stay where they are.
+    """When a number is raised by ``step``, predictions must go ``up`` (or ``down``), or stay where they are;
+    of a binary training or a regression.
 
     Attributes:
         share: of the rows, among those whose value is known, that must go the right way.
@@ -205,3 +209,21 @@ Gate = Annotated[
     | Parity,
     Field(discriminator="kind"),
 ]
+
+
+def check_for(gate: Gate, task: Task) -> None:
+    """Raises:
+    ValueError: it makes no sense of a model that predicts this.
+    """
+    if isinstance(gate, AtLeast | AtMost | BeatsChampion):
+        check_metric(gate.metric, task)
+    if isinstance(gate, Calibrated) and task != "binary":
+        instead = 'AtMost("ece", …)' if task == "multiclass" else 'AtMost("mae", …)'
+        raise ValueError(f"Calibrated speaks of one probability: of a {task} training, ask {instead}")
+    if isinstance(gate, Monotone) and task == "multiclass":
+        raise ValueError(
+            "Monotone speaks of one number, and a multiclass training answers one for each class: "
+            f"ask Invariant({gate.feature!r}, …)"
+        )
+    if isinstance(gate, Invariant) and task != "regression" and gate.at_most >= 1:
+        raise ValueError(f"at_most of Invariant is a probability, below 1, and {gate.at_most:g} is not")

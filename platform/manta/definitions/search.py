@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from manta.definitions.base import Frozen, Ref
 from manta.definitions.jobs import Runnable
-from manta.definitions.metrics import METRICS
+from manta.definitions.metrics import METRICS, check_metric
 from manta.definitions.training import Training
 
 
@@ -121,7 +121,7 @@ class Search(Runnable):
         space: parameter → where its values come from: Uniform, LogUniform, Integers or Choice.
         trials: how many.
         concurrent: the most at a time; fewer run where the cluster cannot hold as many.
-        metric: to be as good as it can be.
+        metric: to be as good as it can be; ``roc_auc`` unless given, of a regression ``rmse``.
         scheduler: ends trials that lag behind; None lets all come to their end.
         seed: of what is tried. The same search gives the same trials, in the same order, when they run one at
             a time; with more, what is tried next depends on which of them ends first.
@@ -140,7 +140,8 @@ class Search(Runnable):
     def __init__(self, **fields: Any) -> None:
         training = fields.get("training")
         if isinstance(training, Training):
-            fields = {"name": f"{training.name}-search", "needs": training.needs} | fields
+            named = {"name": f"{training.name}-search", "metric": METRICS[training.task][0]}
+            fields = named | {"needs": training.needs} | fields
         super().__init__(**fields)
 
     @field_validator("training")
@@ -150,12 +151,10 @@ class Search(Runnable):
             raise ValueError("a model that was made elsewhere has no parameters to search")
         return value
 
-    @field_validator("metric")
-    @classmethod
-    def _measured(cls, value: str) -> str:
-        if value not in METRICS:
-            raise ValueError(f"{value!r} is not measured: one of {', '.join(METRICS)}")
-        return value
+    @model_validator(mode="after")
+    def _measured(self) -> Search:
+        check_metric(self.metric, self.training.task)
+        return self
 
     @property
     def params(self) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from manta.definitions.base import Frozen, FunctionPath, Name, Ref
-from manta.definitions.gates import AtLeast, AtMost, Gate, Parity
+from manta.definitions.gates import AtLeast, AtMost, Gate, Parity, check_for
 from manta.definitions.jobs import Runnable
+from manta.definitions.metrics import Task
 
 
 class Examples(Frozen):
@@ -17,7 +18,8 @@ class Examples(Frozen):
 
     Attributes:
         dataset: where they are; rows whose label is null are left out.
-        label: a boolean or 0/1 column.
+        label: for a binary training a boolean or 0/1 column; for a multiclass one strings, whole numbers or
+            booleans; for a regression numbers.
         time: the column with the instant, UTC, at which each prediction would have been asked.
     """
 
@@ -66,7 +68,7 @@ class Torch(Frozen):
 
 
 class Sklearn(Frozen):
-    """A classifier of scikit-learn, fitted in one task.
+    """A classifier or regressor of scikit-learn, fitted in one task.
 
     Attributes:
         cpus: that the task holds; estimators with ``n_jobs`` use as many as they are told.
@@ -148,9 +150,16 @@ class Training(Runnable):
     and `LightGBM` take neither: ``params`` are theirs (``rounds`` trees, 200 unless given, and
     ``early_stopping_rounds``).
 
-    For `Sklearn`, ``fn(config: dict)`` returns a classifier, unfitted. ``config`` holds ``params`` and
-    ``shape``, as below. It is fitted to float32 [n, C + 2·D]: the categories' indices, by falling frequency,
-    and the numbers.
+    The task says what is predicted, and what labels, logits and answers are:
+
+    - ``binary``: whether the label is true. Labels are float32, 0 or 1; logits [n] become probabilities [n].
+    - ``multiclass``: which of the training rows' labels it is. Labels are int64, the class's index in their
+      order (numbers by value, strings by their letters); logits [n, k] become probabilities [n, k].
+    - ``regression``: a number. Labels are float32, as they are; the logits, [n], are the answers.
+
+    For `Sklearn`, ``fn(config: dict)`` returns a classifier, or a regressor, unfitted. ``config`` holds
+    ``params`` and ``shape``, as below. It is fitted to float32 [n, C + 2·D]: the categories' indices, by
+    falling frequency, and the numbers.
 
     For `Function`, ``fn(work)`` trains as it likes and returns a `manta.Fitted`: the model as ONNX, and what
     it answers for the validation rows. ``work.train`` and ``work.validation`` have ``arrays.categories``,
@@ -160,21 +169,24 @@ class Training(Runnable):
 
     For `Torch`, ``fn(config: dict)`` is a plain Ray Train loop. ``config`` holds ``params`` and ``shape``: a
     dict with ``categories``, the vocabulary size of each categorical feature (index 0 stands for unknown or
-    missing), and ``numbers``, the width of the numeric input. The shards ``train`` and ``validation``
+    missing), ``numbers``, the width of the numeric input, and ``outputs``, the logits per row: as many as
+    there are classes for ``multiclass``, else 1. The shards ``train`` and ``validation``
     (``ray.train.get_dataset_shard``) have the columns ``categories`` int64[C], ``numbers`` float32[2·D]
     (standardised with the training rows' statistics, missing → 0, then D flags that say what was missing)
-    and ``label`` float32. It reports metrics and, at least once, a checkpoint with ``model.pt``: the state
-    dict of ``module(shape)``, whose ``forward(categories, numbers)`` returns logits, shape [n]. The last
-    checkpoint reported is the model. A parameter named ``epochs``, where there is one, says how many reports
-    to expect, for the progress bar.
+    and ``label``. It reports metrics and, at least once, a checkpoint with ``model.pt``: the state dict of
+    ``module(shape)``, whose ``forward(categories, numbers)`` returns logits, shape [n], or [n, outputs] for
+    ``multiclass``. The last checkpoint reported is the model. A parameter named ``epochs``, where there is
+    one, says how many reports to expect, for the progress bar.
 
     Attributes:
         model: the registered model's name; the definition's name, unless given.
+        task: what it predicts, as above.
         features: a Feast feature service.
         categories: features taken as categories; None takes those of type string.
         params: handed to ``fn``; ``manta run NAME --param k=v`` overrides.
-        baseline: a feature whose value alone, as a score, is the baseline to compare with; None compares
-            with the constant only.
+        baseline: a feature whose value alone, as a score (of a regression: as the answer), is the baseline to
+            compare with; None compares with a constant: the training rows' share of positives, their shares
+            of the classes, or their mean.
         seed: seeds torch, NumPy and the shuffles.
         repeats: train so often, with the seeds ``seed``, ``seed + 1`` …, to see how much the figures owe to
             chance. The first is the model, as without repeats: to take the best of them would be to choose by
@@ -185,6 +197,8 @@ class Training(Runnable):
 
     kind: ClassVar[str] = "training"
     model: Name
+    # Left out of the JSON form where it is the default, so that older definitions are what they were.
+    task: Task = Field(default="binary", exclude_if=lambda task: task == "binary")
     fn: FunctionPath | None = None
     module: FunctionPath | None = None
     trainer: Trainer = Torch()
@@ -213,6 +227,17 @@ class Training(Runnable):
             if (getattr(self, name) is not None) != (name in wanted):
                 takes = f"takes {' and '.join(wanted)}" if wanted else "takes neither fn nor module"
                 raise ValueError(f"the trainer {self.trainer.kind} {takes}")
+        return self
+
+    @model_validator(mode="after")
+    def _asked_of_its_task(self) -> Training:
+        for gate in self.gates:
+            check_for(gate, self.task)
+        if self.task == "multiclass" and self.baseline is not None:
+            raise ValueError(
+                "one feature is no score of several classes: a multiclass training is compared with the "
+                "classes' shares, without baseline"
+            )
         return self
 
     @model_validator(mode="after")

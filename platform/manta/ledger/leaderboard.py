@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from manta.definitions.metrics import smaller_is_better
+from manta.definitions.metrics import METRICS, smaller_is_better
 from manta.errors import InvalidInput
 from manta.ledger.runs import EndReason, Run, State, Version
 
@@ -17,7 +17,7 @@ class Standing(BaseModel):
     """One run that trained the model.
 
     Attributes:
-        rank: from 1, by the metric asked for; those without it come last.
+        rank: from 1, by the figure ``ranked_by``; those without it come last.
         version: what it is registered as; None when it was refused, failed, or has not ended.
         aliases: that point at the version now.
         trainer: ``torch``, ``xgboost`` …
@@ -31,6 +31,7 @@ class Standing(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     rank: int
+    ranked_by: str
     run: int
     job: str
     kind: str
@@ -53,7 +54,7 @@ def leaderboard(
     runs: Iterable[Run],
     model: str,
     aliases: Mapping[str, Iterable[str]],
-    metric: str,
+    metric: str | None = None,
     everything: bool = False,
 ) -> list[Standing]:
     """Rank the runs that trained ``model``.
@@ -61,7 +62,8 @@ def leaderboard(
     Args:
         runs: of whatever state.
         aliases: version → those that point at it.
-        metric: ``roc_auc`` …; which way it is better is known of those that are measured of every model.
+        metric: ``roc_auc`` …; which way it is better is known of those that manta measures. None: the first
+            of what the newest of the runs predicts, ``roc_auc``, or ``rmse`` of a regression.
         everything: also replays, and what has not ended, failed before it was measured, or was stopped.
 
     Raises:
@@ -70,6 +72,7 @@ def leaderboard(
     found = [(run, _version(run, model)) for run in runs]
     if not everything:
         found = [(run, version) for run, version in found if _counts(run)]
+    metric = metric or _usual([run for run, _ in found])
     figures = {run.id: _figures(run, version) for run, version in found}
     known = {name for each in figures.values() for name in each}
     if known and metric not in known:
@@ -83,7 +86,7 @@ def leaderboard(
         return (value is None, 0.0 if value is None else sign * value, one[0].id)
 
     return [
-        _standing(rank, run, version, aliases, figures[run.id])
+        _standing(rank, metric, run, version, aliases, figures[run.id])
         for rank, (run, version) in enumerate(sorted(found, key=place), start=1)
     ]
 
@@ -113,8 +116,15 @@ def _figures(run: Run, version: Version | None) -> dict[str, float]:
     }
 
 
+def _usual(runs: list[Run]) -> str:
+    newest = max(runs, key=lambda run: run.id, default=None)
+    definition = newest.definition if newest else {}
+    return METRICS[definition.get("training", definition).get("task", "binary")][0]
+
+
 def _standing(
     rank: int,
+    metric: str,
     run: Run,
     version: Version | None,
     aliases: Mapping[str, Iterable[str]],
@@ -129,6 +139,7 @@ def _standing(
     made = run.replay_of is None and (run.state is State.SUCCEEDED or bool(held))
     return Standing(
         rank=rank,
+        ranked_by=metric,
         run=run.id,
         job=run.job,
         kind=run.kind,

@@ -1,8 +1,8 @@
-"""The ONNX graph that answers requests: raw feature columns in, probability out.
+"""The ONNX graph that answers requests: raw feature columns in, probabilities or numbers out.
 
 The encoding is part of the graph, so that what a replica computes cannot drift from what was trained. Its
 second half is what a trainer exports: a graph with the inputs ``categories`` int64 [n, C] and ``numbers``
-float32 [n, 2·D] and the output ``logits`` float32 [n].
+float32 [n, 2·D] and the output ``logits`` float32 [n], or [n, k] of k classes.
 """
 
 from __future__ import annotations
@@ -14,27 +14,39 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
+from manta.definitions.metrics import Task
 from manta.errors import TrainingInvalid
 from manta.models.encoding import Encoding
 
-OUTPUT = "probability"
+# By what is predicted: what the graph's output is called. A package's card says so too.
+OUTPUTS: dict[Task, str] = {
+    "binary": "probability",
+    "multiclass": "probabilities",
+    "regression": "prediction",
+}
+OUTPUT = OUTPUTS["binary"]
 IR_VERSION = 10
 OPSET = 20  # what the trainers export to; the two halves must agree
 ML_OPSET = 4  # of ai.onnx.ml, for LabelEncoder
 
 
-def raw_graph(encoding: Encoding, module: onnx.ModelProto) -> onnx.ModelProto:
+def raw_graph(
+    encoding: Encoding, module: onnx.ModelProto, task: Task = "binary", outputs: int = 1
+) -> onnx.ModelProto:
     """Both halves as one checked graph.
 
     Inputs: one per feature, by its name, shape [n]; tensor(string) for categories ("" is missing), float32
-    for numbers (NaN is missing). Output: ``probability`` float32 [n].
+    for numbers (NaN is missing). Output: ``probability`` float32 [n], the logits' sigmoid; of several
+    classes ``probabilities`` float32 [n, outputs], their softmax; of a regression ``prediction`` float32 [n],
+    which they are.
 
     Raises:
         TrainingInvalid: the module's graph has other inputs or outputs, or a feature is called like the
             output.
     """
-    if OUTPUT in encoding.inputs:
-        raise TrainingInvalid(f"a feature may not be called {OUTPUT!r}, as the model's output is")
+    output = OUTPUTS[task]
+    if output in encoding.inputs:
+        raise TrainingInvalid(f"a feature may not be called {output!r}, as the model's output is")
     found = {one.name for one in (*module.graph.input, *module.graph.output)}
     if found != {"categories", "numbers", "logits"}:
         raise TrainingInvalid(
@@ -47,11 +59,22 @@ def raw_graph(encoding: Encoding, module: onnx.ModelProto) -> onnx.ModelProto:
         io_map=[("encoder/categories", "module/categories"), ("encoder/numbers", "module/numbers")],
         producer_name="manta",
     )
-    whole.graph.node.append(helper.make_node("Sigmoid", ["module/logits"], [OUTPUT], name="probability"))
-    del whole.graph.output[:]
-    whole.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["n"]))
+    _answer(whole.graph, task, outputs)
     onnx.checker.check_model(whole, full_check=True)
     return whole
+
+
+def _answer(graph: onnx.GraphProto, task: Task, outputs: int) -> None:
+    """Put what makes answers of logits behind them."""
+    name, logits = OUTPUTS[task], ["module/logits"]
+    if task == "multiclass":
+        node = helper.make_node("Softmax", logits, [name], name=name, axis=1)
+    else:
+        node = helper.make_node("Sigmoid" if task == "binary" else "Identity", logits, [name], name=name)
+    graph.node.append(node)
+    shape: list[str | int | None] = ["n", outputs] if task == "multiclass" else ["n"]
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
 
 def _encoder(encoding: Encoding) -> onnx.ModelProto:

@@ -1,6 +1,6 @@
 """The model package: a folder that answers predictions anywhere, with onnxruntime and NumPy alone.
 
-    model.onnx     raw feature columns → probability (see manta.models.graph)
+    model.onnx     raw feature columns → probabilities, or numbers (see manta.models.graph)
     package.json   what it is, what it takes, and the SHA-256 of every other file
     …              whatever the trainer adds, listed in package.json too
 
@@ -104,6 +104,8 @@ class Package:
         digest: the package's identity.
         inputs: feature → "string", "int64", "bool" (categories), "float32" or "float64" (any number or
             boolean).
+        task: what it predicts: "binary", "multiclass" or "regression".
+        classes: what a multiclass model tells apart, in the order of its probabilities; else empty.
     """
 
     def __init__(self, card: dict[str, Any], graph: bytes, digest: str, threads: int) -> None:
@@ -125,9 +127,12 @@ class Package:
         order = {one.name: at for at, one in enumerate(self._session.get_inputs())}
         kinds: dict[str, str] = card["inputs"]
         self.inputs = {name: kinds[name] for name in sorted(kinds, key=lambda name: order.get(name, -1))}
+        self.task: str = card.get("task", "binary")  # before there were others, cards did not say
+        self.classes: tuple[str, ...] = tuple(card.get("classes", ()))
 
     def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
-        """The probability of each row, float32 [n].
+        """The answer to each row, float32: its probability, [n]; of a multiclass model that of each class,
+        [n, k]; of a regression the number, [n].
 
         Args:
             columns: per feature a list, a NumPy or a pyarrow array, all of one length; None and NaN are
@@ -153,7 +158,7 @@ class Package:
         if len(set(lengths.values())) > 1:
             raise RequestInvalid(f"the columns have different lengths: {lengths}")
         if not next(iter(lengths.values())):
-            return np.empty(0, dtype=np.float32)
+            return np.empty((0, len(self.classes)) if self.classes else 0, dtype=np.float32)
         answered: np.ndarray = self._session.run(None, feeds)[0]
         return answered
 
@@ -215,11 +220,17 @@ class _MlflowModel:
     def __init__(self, package: Package) -> None:
         self._package = package
 
-    def predict(self, rows: Any, params: dict[str, Any] | None = None) -> np.ndarray:
+    def predict(self, rows: Any, params: dict[str, Any] | None = None) -> Any:
+        """An array [n]; of a multiclass model a frame with a column of probabilities for each class."""
         columns: Mapping[str, Sequence[Any]] = rows
         if hasattr(rows, "to_dict") and not isinstance(rows, Mapping):
             columns = {str(name): rows[name].tolist() for name in rows.columns}
-        return self._package.predict(columns)
+        answered = self._package.predict(columns)
+        if self._package.task != "multiclass":
+            return answered
+        import pandas as pd  # whoever has MLflow has it
+
+        return pd.DataFrame(answered, columns=list(self._package.classes))
 
 
 def _load_pyfunc(path: str) -> _MlflowModel:

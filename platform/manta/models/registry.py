@@ -237,7 +237,7 @@ def _describe(folder: Path, location: Path, run: str) -> None:
     """Write what makes a package a model in MLflow's eyes: `mlflow.pyfunc.load_model` and its pages."""
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     card = json.loads((location / package.CARD).read_text())
     kinds = {
@@ -248,10 +248,13 @@ def _describe(folder: Path, location: Path, run: str) -> None:
         "float64": DataType.double,
     }
     taken = Schema([ColSpec(kinds[kind], name, required=False) for name, kind in card["inputs"].items()])
+    given: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.float, each) for each in card.get("classes") or (None,)
+    ]
     model = Model(
         artifact_path=MODEL_FOLDER,
         run_id=run,
-        signature=ModelSignature(inputs=taken, outputs=Schema([ColSpec(DataType.float)])),
+        signature=ModelSignature(inputs=taken, outputs=Schema(given)),
         saved_input_example_info=_show_input(folder, card),
     )
     model.add_flavor("onnx", onnx_version=installed("onnx"), data=package.GRAPH, code=None)

@@ -26,8 +26,9 @@ class Tree:
         feature: what a node compares. threshold: with what; a row goes left where its value is at most that
             (or less, see :func:`graph`).
         left, right: the next node; -1 at leaves.
-        value: at leaves, what the tree adds.
+        value: at leaves, what the tree adds to ``output``, or to each of the outputs, [nodes, k].
         missing_left: whether a row whose value is NaN goes left; None where there are no such rows.
+        output: the one to which the tree adds.
     """
 
     feature: np.ndarray
@@ -36,45 +37,55 @@ class Tree:
     right: np.ndarray
     value: np.ndarray
     missing_left: np.ndarray | None = None
+    output: int = 0
 
 
 def graph(
     trees: Sequence[Tree],
     shape: dict[str, Any],
     *,
-    base: float = 0.0,
+    base: float | Sequence[float] = 0.0,
     strict: bool = False,
     of_probability: bool = False,
 ) -> onnx.ModelProto:
-    """``categories`` int64 [n, C], ``numbers`` float32 [n, 2·D] → ``logits`` float32 [n]: ``base`` plus what
-    the trees add. Feature i of a tree is category i, and behind these the numbers.
+    """``categories`` int64 [n, C], ``numbers`` float32 [n, 2·D] → ``logits`` float32 [n], or [n, k] where
+    ``shape`` says that there are k ``outputs``: ``base``, one or one for each of them, plus what the trees
+    add. Feature i of a tree is category i, and behind these the numbers.
 
     Args:
         strict: a row goes left only where its value is less than the threshold.
-        of_probability: what the trees add up to is a probability.
+        of_probability: what the trees add up to are probabilities.
     """
-    node = ensemble(trees, "x", "sum", base=base, strict=strict)
+    outputs = shape.get("outputs", 1)
+    node = ensemble(trees, "x", "sum", base=base, strict=strict, outputs=outputs)
     width = len(shape["categories"]) + shape["numbers"]
     inner = helper.make_graph(
         [node],
         "trees",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
-        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["n", 1])],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["n", outputs])],
     )
     return wrapped(inner, shape, "sum", "probability" if of_probability else "margin")
 
 
 def ensemble(
-    trees: Sequence[Tree], x: str, total: str, *, base: float = 0.0, strict: bool = False
+    trees: Sequence[Tree],
+    x: str,
+    total: str,
+    *,
+    base: float | Sequence[float] = 0.0,
+    strict: bool = False,
+    outputs: int = 1,
 ) -> onnx.NodeProto:
-    """A node: ``base`` plus what the trees add, float32 [n, 1], of the rows ``x``, float32 [n, k]."""
+    """A node: ``base`` plus what the trees add, float32 [n, outputs], of the rows ``x``, float32 [n, w]."""
+    bases = [float(base)] * outputs if isinstance(base, int | float) else [float(each) for each in base]
     return helper.make_node(
         "TreeEnsembleRegressor",
         [x],
         [total],
         domain="ai.onnx.ml",
-        n_targets=1,
-        base_values=[float(base)],
+        n_targets=outputs,
+        base_values=bases,
         **_attributes(trees, strict),
     )
 
@@ -94,10 +105,12 @@ def _attributes(trees: Sequence[Tree], strict: bool) -> dict[str, Any]:
         if tree.missing_left is not None:
             found["nodes_missing_value_tracks_true"] += np.where(leaf, 0, tree.missing_left).tolist()
         found["nodes_falsenodeids"] += np.where(leaf, 0, tree.right).tolist()
-        found["target_treeids"] += [number] * int(leaf.sum())
-        found["target_nodeids"] += np.flatnonzero(leaf).tolist()
-        found["target_ids"] += [0] * int(leaf.sum())
-        found["target_weights"] += tree.value[leaf].astype(np.float32).tolist()
+        added = tree.value[leaf].astype(np.float32)
+        each = added.shape[1] if added.ndim == 2 else 1
+        found["target_treeids"] += [number] * added.size
+        found["target_nodeids"] += np.flatnonzero(leaf).repeat(each).tolist()
+        found["target_ids"] += list(range(each)) * len(added) if each > 1 else [tree.output] * len(added)
+        found["target_weights"] += added.ravel().tolist()
     return {name: values for name, values in found.items() if values}
 
 

@@ -11,18 +11,19 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from manta.definitions import Endpoint
 from manta.errors import FeaturesStale, ModelUnavailable, RequestInvalid
 from manta.features.compiled import Service, read_manifest, service_of
-from manta.features.online import OnlineReader
+from manta.features.online import Looked, OnlineReader
 from manta.models import package as packages
 from manta.models.package import Package
 
 Row = Mapping[str, Any]
+THRESHOLD: float = Endpoint.model_fields["threshold"].default
 
 # What JSON may hold for a field of each type, and how to name it to the caller.
 ACCEPTED: dict[str, tuple[Any, str]] = {
@@ -36,9 +37,24 @@ ACCEPTED: dict[str, tuple[Any, str]] = {
 }
 
 
-# What is answered, with its types in the Open Inference Protocol and in NumPy.
-OUTPUTS = {"probability": "FP32", "prediction": "BOOL"}
-DTYPES = {"probability": np.float32, "prediction": np.bool_}
+class Output(NamedTuple):
+    """A column of answers: its datatype in the Open Inference Protocol, and what each row has of it, () for
+    one value."""
+
+    datatype: str
+    each: tuple[int, ...] = ()
+
+
+def outputs(package: Package) -> dict[str, Output]:
+    """What is answered, the model's own answer first."""
+    if package.task == "regression":
+        return {"prediction": Output("FP32")}
+    if package.task == "multiclass":
+        return {
+            "probabilities": Output("FP32", (len(package.classes),)),
+            "prediction": Output("BYTES"),
+        }
+    return {"probability": Output("FP32"), "prediction": Output("BOOL")}
 
 
 @dataclass(frozen=True)
@@ -77,8 +93,8 @@ def load(endpoint: Endpoint, config: Mapping[str, str]) -> Loaded:
     """Load what ``config`` names (version, location, digest, manifest) and see that it answers.
 
     Raises:
-        ModelUnavailable: the package is not there, is not what its digest says, or takes features that the
-            endpoint's service does not give.
+        ModelUnavailable: the package is not there, is not what its digest says, takes features that the
+            endpoint's service does not give, or has no probability to compare the endpoint's threshold with.
         FeaturesUnavailable: the manifest or the online store is not there.
     """
     manifest = read_manifest(config["manifest"])
@@ -90,6 +106,12 @@ def load(endpoint: Endpoint, config: Mapping[str, str]) -> Loaded:
             f"version {config['version']} takes features that {endpoint.features} does not give: "
             f"{', '.join(foreign)}",
             hint="train it with the endpoint's feature service",
+        )
+    if package.task != "binary" and endpoint.threshold != THRESHOLD:
+        raise ModelUnavailable(
+            f"version {config['version']} is a {package.task} model, and {endpoint.name} has a threshold of "
+            f"{endpoint.threshold:g}, which is for one probability",
+            hint="take threshold out of the endpoint's definition",
         )
     reader = OnlineReader(manifest, endpoint.features)
     loaded = Loaded(config["version"], config["digest"], package, service, reader)
@@ -111,20 +133,7 @@ def by_keys(
         FeaturesUnavailable: the online store does not answer.
         FeaturesStale: the values are older than the feature service allows, and it refuses.
     """
-    fields, types = loaded.fields, loaded.service.types
-    _check(rows, needed=fields, allowed=types)
-    columns = {
-        name: [_value(row[name], name, kind, number, rows) for number, row in enumerate(rows)]
-        for name, kind in fields.items()
-    }
-    looked = loaded.reader.read(columns, _asked_at(loaded, columns, rows))
-    values = dict(looked.values)
-    for name in {name for row in rows for name in row} - set(fields):
-        column = list(values[name])
-        for number, row in enumerate(rows):
-            if name in row:
-                column[number] = _value(row[name], name, types[name], number, rows)
-        values[name] = column
+    values, looked = _looked_up(loaded, rows)
     predictions = _predict(endpoint, loaded, values)
     for view, stale in looked.stale.items():
         for number, old in enumerate(stale):
@@ -132,7 +141,7 @@ def by_keys(
                 predictions[number].setdefault("stale", []).append(view)
     if show_features:
         for number, prediction in enumerate(predictions):
-            prediction["features"] = {name: values[name][number] for name in types}
+            prediction["features"] = {name: values[name][number] for name in loaded.service.types}
             prediction["status"] = {view: status[number] for view, status in looked.status.items()}
             prediction["fresh_as_of"] = {view: at[number] for view, at in looked.fresh_as_of.items()}
     return predictions
@@ -162,7 +171,7 @@ def by_rows(
 def by_columns(
     endpoint: Endpoint, loaded: Loaded, columns: Mapping[str, Sequence[Any]]
 ) -> dict[str, np.ndarray]:
-    """One prediction per row, as columns (:data:`OUTPUTS`): of feature values where the model's inputs are
+    """One prediction per row, as columns (:func:`outputs`): of feature values where the model's inputs are
     all there, else by keys.
 
     Args:
@@ -171,14 +180,22 @@ def by_columns(
     Raises:
         RequestInvalid, FeaturesUnavailable, FeaturesStale: as of :func:`by_rows` and :func:`by_keys`.
     """
-    inputs = loaded.package.inputs
-    if set(loaded.fields) <= set(columns) and not set(inputs) <= set(columns):
+    package = loaded.package
+    if set(loaded.fields) <= set(columns) and not set(package.inputs) <= set(columns):
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        found = by_keys(endpoint, loaded, rows, show_features=False) if rows else []
-        return {name: np.array([each[name] for each in found], dtype) for name, dtype in DTYPES.items()}
-    _check([columns], needed=inputs, allowed=loaded.service.types)
-    probabilities = loaded.package.predict({name: columns[name] for name in inputs})
-    return {"probability": probabilities, "prediction": probabilities >= endpoint.threshold}
+        values: Mapping[str, Sequence[Any]] = dict.fromkeys(package.inputs, ())
+        if rows:
+            values, _ = _looked_up(loaded, rows)
+    else:
+        _check([columns], needed=package.inputs, allowed=loaded.service.types)
+        values = columns
+    answers = package.predict({name: values[name] for name in package.inputs})
+    if package.task == "regression":
+        return {"prediction": answers}
+    if package.task == "multiclass":
+        classes = np.array(package.classes, dtype=object)
+        return {"probabilities": answers, "prediction": classes[answers.argmax(axis=1)]}
+    return {"probability": answers, "prediction": answers >= endpoint.threshold}
 
 
 def too_many(rows: int, endpoint: Endpoint) -> RequestInvalid:
@@ -188,11 +205,45 @@ def too_many(rows: int, endpoint: Endpoint) -> RequestInvalid:
     )
 
 
+def _looked_up(loaded: Loaded, rows: Sequence[Row]) -> tuple[dict[str, Sequence[Any]], Looked]:
+    """The features of rows of keys, and what the look-up says of them besides.
+
+    Raises:
+        RequestInvalid, FeaturesUnavailable, FeaturesStale: as of :func:`by_keys`.
+    """
+    fields, types = loaded.fields, loaded.service.types
+    _check(rows, needed=fields, allowed=types)
+    columns = {
+        name: [_value(row[name], name, kind, number, rows) for number, row in enumerate(rows)]
+        for name, kind in fields.items()
+    }
+    looked = loaded.reader.read(columns, _asked_at(loaded, columns, rows))
+    values: dict[str, Sequence[Any]] = dict(looked.values)
+    for name in {name for row in rows for name in row} - set(fields):
+        column = list(values[name])
+        for number, row in enumerate(rows):
+            if name in row:
+                column[number] = _value(row[name], name, types[name], number, rows)
+        values[name] = column
+    return values, looked
+
+
 def _predict(endpoint: Endpoint, loaded: Loaded, values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    probabilities = loaded.package.predict({name: values[name] for name in loaded.package.inputs})
+    """``prediction`` is the answer itself: whether, which class, or what number; beside it what it is made
+    from."""
+    package = loaded.package
+    answers = package.predict({name: values[name] for name in package.inputs})
+    if package.task == "regression":
+        return [{"prediction": value} for value in answers.tolist()]
+    if package.task == "multiclass":
+        likeliest = answers.argmax(axis=1).tolist()
+        return [
+            {"prediction": package.classes[at], "probabilities": dict(zip(package.classes, row, strict=True))}
+            for at, row in zip(likeliest, answers.tolist(), strict=True)
+        ]
     return [
         {"probability": probability, "prediction": probability >= endpoint.threshold}
-        for probability in probabilities.tolist()
+        for probability in answers.tolist()
     ]
 
 

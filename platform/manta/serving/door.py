@@ -89,7 +89,15 @@ class Door:
             "keys": loaded.fields,
             "features": loaded.service.types,
             "inputs": list(loaded.package.inputs),
-            "threshold": self._endpoint.threshold,
+            "task": loaded.package.task,
+            **self._decides(loaded),
             "max_rows": self._endpoint.max_rows,
             "example": loaded.example,
         }
+
+    def _decides(self, loaded: Loaded) -> dict[str, Any]:
+        """What an answer is chosen by, or among."""
+        package = loaded.package
+        if package.task == "binary":
+            return {"threshold": self._endpoint.threshold}
+        return {"classes": list(package.classes)} if package.classes else {}

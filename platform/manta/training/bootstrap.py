@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from manta.training.evaluate import ECE_BINS, LEAST, SMALLER_IS_BETTER, THRESHOLD
+from manta.definitions.metrics import METRICS, SMALLER_IS_BETTER
+from manta.training.evaluate import ECE_BINS, LEAST, THRESHOLD
 
 DRAWS, LEAST_DRAWS = 1000, 200
 MOST_DRAWN = 200_000_000  # rows over all draws: with more than 200,000 rows there are fewer draws
@@ -28,7 +30,7 @@ class Gain:
 
     Attributes:
         value: on the rows as they are.
-        least: with ``confidence``, it is not less; NaN when most draws lack one of the labels.
+        least: with ``confidence``, it is not less; NaN when most draws have labels of one kind only.
         draws: that this was seen in.
     """
 
@@ -50,13 +52,14 @@ def gain(
     """The same arguments give the same answer.
 
     Args:
-        metric: one of `evaluate.METRICS`. labels: 0 or 1. ours, theirs: probabilities of the same rows.
+        metric: one of `evaluate.METRICS`. labels, ours, theirs: labels, and both models' answers to the
+            same rows, as of :mod:`manta.training.evaluate`.
         draws: 1,000 unless given; of more than 200,000 rows fewer, but at least 200.
     """
     count = len(labels)
     draws = draws or draws_of(count)
     sign = -1.0 if metric in SMALLER_IS_BETTER else 1.0
-    measures = [measure(metric, labels, probabilities) for probabilities in (ours, theirs)]
+    measures = [measure(metric, labels, answers) for answers in (ours, theirs)]
 
     def of(drawn: np.ndarray) -> np.ndarray:
         one, other = (each(drawn) for each in measures)
@@ -83,9 +86,16 @@ def _drawn(count: int, draws: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(taken.ravel(), minlength=several * count).reshape(several, count).astype(float)
 
 
-def measure(metric: str, labels: np.ndarray, probabilities: np.ndarray) -> Measure:
+def measure(metric: str, labels: np.ndarray, answers: np.ndarray) -> Measure:
     """How a metric of many draws is computed; it is NaN of a draw that has no value of it."""
-    y, p = labels.astype(np.float64), probabilities.astype(np.float64)
+    if metric in METRICS["regression"]:
+        return _of_numbers(metric, labels.astype(np.float64), answers.astype(np.float64))
+    if answers.ndim == 2:
+        return _of_classes(metric, labels, answers.astype(np.float64))
+    return _of_one(metric, labels.astype(np.float64), answers.astype(np.float64))
+
+
+def _of_one(metric: str, y: np.ndarray, p: np.ndarray) -> Measure:
     if metric == "roc_auc":
         return _ranked(y, p, _area)
     if metric == "average_precision":
@@ -100,6 +110,78 @@ def measure(metric: str, labels: np.ndarray, probabilities: np.ndarray) -> Measu
         p = np.clip(p, LEAST, 1 - LEAST)
         return _mean(-np.log(np.where(y == 1, p, 1 - p)))
     raise ValueError(metric)
+
+
+def _of_classes(metric: str, labels: np.ndarray, p: np.ndarray) -> Measure:
+    answered = p.argmax(axis=1)
+    right = answered == labels
+    if metric == "accuracy":
+        return _mean(right)
+    if metric == "macro_f1":
+        return _f1(labels, answered, p.shape[1])
+    if metric == "log_loss":
+        return _mean(-np.log(np.clip(p[np.arange(len(labels)), labels], LEAST, 1)))
+    if metric == "ece":
+        return _calibration(right.astype(np.float64), p.max(axis=1))
+    if metric == "roc_auc":
+        return _one_against_the_rest(labels, p)
+    raise ValueError(metric)
+
+
+def _of_numbers(metric: str, y: np.ndarray, answers: np.ndarray) -> Measure:
+    squares = (answers - y) ** 2
+    if metric == "rmse":
+        mean = _mean(squares)
+        return lambda drawn: np.sqrt(mean(drawn))
+    if metric == "mae":
+        return _mean(np.abs(answers - y))
+    apart = y - y.mean()
+
+    def explained(drawn: np.ndarray) -> np.ndarray:
+        varied = drawn @ apart**2 - (drawn @ apart) ** 2 / drawn.sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found: np.ndarray = np.where(varied > 0, 1 - drawn @ squares / varied, np.nan)
+        return found
+
+    return explained
+
+
+def _f1(labels: np.ndarray, answered: np.ndarray, classes: int) -> Measure:
+    """The mean over the classes that are a label or are answered in the draw."""
+    from scipy import sparse
+
+    def marked(rows: np.ndarray, of: np.ndarray) -> Any:
+        ones = np.ones(len(rows))
+        return sparse.csr_matrix((ones, (rows, of[rows])), shape=(len(of), classes))
+
+    every = np.arange(len(labels))
+    true, said = marked(every, labels), marked(every, answered)
+    hit = marked(np.flatnonzero(labels == answered), labels)
+
+    def measured(drawn: np.ndarray) -> np.ndarray:
+        seen = drawn @ true + drawn @ said
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found: np.ndarray = np.nanmean(2 * (drawn @ hit) / seen, axis=1)
+        return found
+
+    return measured
+
+
+def _one_against_the_rest(labels: np.ndarray, p: np.ndarray) -> Measure:
+    """The mean over the classes that are in the draw, where there are at least two."""
+
+    def measured(drawn: np.ndarray) -> np.ndarray:
+        total, count = np.zeros(len(drawn)), np.zeros(len(drawn))
+        for each in np.unique(labels):
+            # Ranked anew in each block: the ranks of all classes at once could be more than fits in memory.
+            area = _ranked((labels == each).astype(np.float64), p[:, each], _area)(drawn)
+            known = np.isfinite(area)
+            total[known] += area[known]
+            count += known
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return total / count
+
+    return measured
 
 
 def _mean(of_rows: np.ndarray) -> Measure:

@@ -1,4 +1,9 @@
-"""How good a model's probabilities are, on rows it has never seen."""
+"""How good a model's answers are, on rows it has never seen.
+
+Labels and answers are arrays of one length. Of a binary training, labels are 0 or 1, and answers
+probabilities [n]; of a multiclass one, labels are class indices, and answers probabilities [n, k], each row's
+sum 1; of a regression both are numbers [n].
+"""
 
 from __future__ import annotations
 
@@ -9,16 +14,19 @@ import polars as pl
 
 from manta.definitions.metrics import METRICS as METRICS
 from manta.definitions.metrics import SMALLER_IS_BETTER as SMALLER_IS_BETTER
+from manta.definitions.metrics import Task
 from manta.errors import TrainingInvalid
 from manta.models.package import Package
 
 ECE_BINS = 15
 THRESHOLD = 0.5
 LEAST = 1e-7  # a probability, where its logarithm is taken
+# What has no value where all labels are the same.
+NEEDS_VARIETY = ("roc_auc", "average_precision", "r2")
 
 
 def predict(model: Package, rows: pl.DataFrame) -> np.ndarray:
-    """The probability of each row, float32 [n]; ``rows`` has the model's features, raw.
+    """The answer to each row, float32 [n] or [n, k]; ``rows`` has the model's features, raw.
 
     Raises:
         RequestInvalid: a feature is missing, or of another type than the model takes.
@@ -31,26 +39,34 @@ def predict(model: Package, rows: pl.DataFrame) -> np.ndarray:
     return model.predict(columns)
 
 
-def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """All of :data:`METRICS`; accuracy is at a threshold of 0.5.
-
-    Args:
-        labels: 0 or 1, both present. probabilities: in [0, 1], same length.
+def score(labels: np.ndarray, answers: np.ndarray, task: Task = "binary") -> dict[str, float]:
+    """All of the task's :data:`METRICS`; a binary accuracy is at a threshold of 0.5.
 
     Raises:
-        TrainingInvalid: a probability is NaN.
+        TrainingInvalid: an answer is NaN or infinite.
     """
-    broken = int(np.isnan(probabilities).sum())
+    rows = np.isfinite(answers.reshape(len(answers), -1)).all(axis=1)
+    broken = int((~rows).sum())
     if broken:
         raise TrainingInvalid(
-            f"the model answers NaN for {broken} of {len(probabilities)} held-out rows",
+            f"the model answers NaN for {broken} of {len(answers)} held-out rows",
             hint="the training diverged: a lower learning rate, or look at the features' ranges",
         )
-    return {metric: measure(metric, labels, probabilities) for metric in METRICS}
+    return {metric: measure(metric, labels, answers) for metric in METRICS[task]}
 
 
-def measure(metric: str, labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """One of :data:`METRICS`; arguments as of :func:`score`."""
+def measure(metric: str, labels: np.ndarray, answers: np.ndarray) -> float:
+    """One of :data:`METRICS`, of whatever task these are of; of several classes ``roc_auc`` is the mean, over
+    the classes that there are, of one against the rest, and ``macro_f1`` that over classes that are a label
+    or are answered. NaN where there is no value, see :data:`NEEDS_VARIETY`."""
+    if metric in METRICS["regression"]:
+        return _of_numbers(metric, labels.astype(np.float64), answers.astype(np.float64))
+    if answers.ndim == 2:
+        return _of_classes(metric, labels, answers)
+    return _of_one(metric, labels, answers)
+
+
+def _of_one(metric: str, labels: np.ndarray, probabilities: np.ndarray) -> float:
     from sklearn import metrics
 
     if metric == "roc_auc":
@@ -66,6 +82,38 @@ def measure(metric: str, labels: np.ndarray, probabilities: np.ndarray) -> float
     if metric == "log_loss":
         return float(metrics.log_loss(labels, np.clip(probabilities.astype(np.float64), LEAST, 1 - LEAST)))
     raise ValueError(metric)
+
+
+def _of_classes(metric: str, labels: np.ndarray, probabilities: np.ndarray) -> float:
+    from sklearn import metrics
+
+    answered = probabilities.argmax(axis=1)
+    if metric == "accuracy":
+        return float(np.mean(answered == labels))
+    if metric == "macro_f1":
+        return float(metrics.f1_score(labels, answered, average="macro", zero_division=0.0))
+    if metric == "log_loss":
+        held = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+        return float(-np.log(np.clip(held, LEAST, 1)).mean())
+    if metric == "ece":
+        return expected_calibration_error((answered == labels).astype(float), probabilities.max(axis=1))
+    if metric == "roc_auc":
+        present = np.unique(labels)
+        if len(present) < 2:
+            return float("nan")
+        found = [metrics.roc_auc_score(labels == each, probabilities[:, each]) for each in present]
+        return float(np.mean(found))
+    raise ValueError(metric)
+
+
+def _of_numbers(metric: str, labels: np.ndarray, answers: np.ndarray) -> float:
+    wrong = answers - labels
+    if metric == "rmse":
+        return float(np.sqrt(np.mean(wrong**2)))
+    if metric == "mae":
+        return float(np.mean(np.abs(wrong)))
+    varied = float(np.mean((labels - labels.mean()) ** 2))
+    return float(1 - np.mean(wrong**2) / varied) if varied else float("nan")
 
 
 @dataclass(frozen=True)
@@ -135,25 +183,36 @@ def _slope(y: np.ndarray, log_odds: np.ndarray, steps: int = 50) -> float:
     return float("nan")
 
 
-def baseline_scores(
-    rows: int, train_labels: np.ndarray, train_values: np.ndarray | None, values: np.ndarray | None
+def baseline_answers(
+    rows: int,
+    train_labels: np.ndarray,
+    train_values: np.ndarray | None,
+    values: np.ndarray | None,
+    classes: int = 0,
 ) -> np.ndarray:
-    """What held-out rows score without a model, float64 [rows]: the baseline feature alone (missing values
-    count as the training rows' median), or, where there is none, the training rows' share of positives."""
+    """What held-out rows are answered without a model, float64 [rows]: by the baseline feature alone (missing
+    values count as the training rows' median), or, where there is none, by the training labels' mean; of
+    several ``classes`` by their shares, [rows, classes]."""
+    if classes:
+        shares = np.bincount(train_labels, minlength=classes) / len(train_labels)
+        return np.tile(shares, (rows, 1))
     if train_values is None or values is None:
-        return np.full(rows, float(train_labels.mean()))
+        return np.full(rows, float(train_labels.astype(np.float64).mean()))
     known = train_values[np.isfinite(train_values)]
     middle = float(np.median(known)) if len(known) else 0.0
     return np.where(np.isfinite(values), values, middle).astype(np.float64)
 
 
-def score_baseline(labels: np.ndarray, scores: np.ndarray, train_labels: np.ndarray) -> dict[str, float]:
-    """``baseline_roc_auc`` and ``baseline_average_precision`` of those scores; ``baseline_brier`` of the
-    training rows' share of positives, answered for every row."""
-    from sklearn import metrics
-
+def score_baseline(
+    labels: np.ndarray, answers: np.ndarray, train_labels: np.ndarray, task: Task = "binary"
+) -> dict[str, float]:
+    """The task's metrics of those answers, named ``baseline_…``. Of a binary training, where they are a score
+    and no probability, ``baseline_roc_auc`` and ``baseline_average_precision`` of it, and ``baseline_brier``
+    of the training rows' share of positives, answered for every row."""
+    if task != "binary":
+        return {f"baseline_{metric}": measure(metric, labels, answers) for metric in METRICS[task]}
     return {
-        "baseline_roc_auc": float(metrics.roc_auc_score(labels, scores)),
-        "baseline_average_precision": float(metrics.average_precision_score(labels, scores)),
+        "baseline_roc_auc": measure("roc_auc", labels, answers),
+        "baseline_average_precision": measure("average_precision", labels, answers),
         "baseline_brier": float(np.mean((float(train_labels.mean()) - labels) ** 2)),
     }

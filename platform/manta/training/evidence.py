@@ -31,18 +31,23 @@ from manta.training.evaluate import predict
 from manta.training.probe import Footprint
 from manta.training.refits import Shuffled, Spread
 from manta.training.slices import Held, slices
+from manta.training.tasks import unit
 
 ALTERED_ROWS = 20_000  # at most so many are predicted anew when a feature is altered
 ASKED_ROWS, ASKED_REQUESTS = 100_000, 100  # what a fresh process is asked
 SEED = 5
+STILL = 1e-6  # of a probability
+STILL_NUMBER = 2e-5  # of `tasks.unit`: as many digits of float32
 
 
 @dataclass(frozen=True)
 class Altered:
     """``change[i]`` is what altering a feature adds to the i-th prediction; where several alterations were
-    tried, the one of them that is furthest from zero. float64."""
+    tried, or there are several classes, the one of them that is furthest from zero. float64. Less than
+    ``still`` is no movement, but arithmetic."""
 
     change: np.ndarray
+    still: float = STILL
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,13 @@ class Evidence:
     """All of one model.
 
     Attributes:
-        probabilities: of the held-out rows, as the package answers them.
+        answers: to the held-out rows, by the package.
         spread: by metric, over the training's repeats; empty when there are none.
         measured: by the gate's place among the training's gates, where it asks for more.
     """
 
     held: Held
-    probabilities: np.ndarray
+    answers: np.ndarray
     spread: Mapping[str, Spread] = field(default_factory=dict)
     measured: Mapping[int, Measured] = field(default_factory=dict)
 
@@ -102,21 +107,21 @@ def check(gates: Sequence[Gate], held: Held, categories: Sequence[str]) -> None:
 def gather(
     gates: Sequence[Gate],
     held: Held,
-    probabilities: np.ndarray,
+    answers: np.ndarray,
     package: Package,
     location: Path,
     types: Mapping[str, str],
     spread: Mapping[str, Spread],
     shuffled: Mapping[int, Shuffled],
 ) -> Evidence:
-    """Measure what the gates ask of a package, in ``location``, that answers the held-out rows with
-    ``probabilities``. ``types`` are those of the feature service's features; ``spread`` and ``shuffled`` (by
+    """Measure what the gates ask of a package, in ``location``, that gives the held-out rows these
+    ``answers``. ``types`` are those of the feature service's features; ``spread`` and ``shuffled`` (by
     the gate's place) come from further fits."""
     measured: dict[int, Measured] = dict(shuffled)
     footprints: dict[int, Footprint | str] = {}
     for at, gate in enumerate(gates):
         if isinstance(gate, Invariant | Monotone):
-            measured[at] = Altered(_altered(gate, package, held.features, probabilities))
+            measured[at] = Altered(_altered(gate, package, held.features, answers), _still(held))
         if isinstance(gate, NoLeakage) and at not in shuffled:
             measured[at] = "the model was made elsewhere, and nothing can be fitted here"
         if isinstance(gate, Signature):
@@ -126,7 +131,7 @@ def gather(
                 asked = requests(package, held.features, gate.rows)
                 footprints[gate.rows] = probe.measure(location, package.digest, asked)
             measured[at] = footprints[gate.rows]
-    return Evidence(held, probabilities, spread, measured)
+    return Evidence(held, answers, spread, measured)
 
 
 def requests(package: Package, features: pl.DataFrame, rows: int) -> list[dict[str, list[Any]]]:
@@ -145,8 +150,12 @@ def _check_feature(gate: Invariant | Monotone, features: pl.DataFrame) -> None:
         )
 
 
+def _still(held: Held) -> float:
+    return STILL_NUMBER * unit(held.task, held.labels) if held.task == "regression" else STILL
+
+
 def _altered(
-    gate: Invariant | Monotone, package: Package, features: pl.DataFrame, probabilities: np.ndarray
+    gate: Invariant | Monotone, package: Package, features: pl.DataFrame, answers: np.ndarray
 ) -> np.ndarray:
     random = np.random.default_rng(SEED)
     name = gate.feature
@@ -155,7 +164,7 @@ def _altered(
         known = np.flatnonzero(np.isfinite(features[name].cast(pl.Float64).fill_null(np.nan).to_numpy()))
     if len(known) > ALTERED_ROWS:
         known = np.sort(random.choice(known, ALTERED_ROWS, replace=False))
-    rows, before = features[known], probabilities[known].astype(np.float64)
+    rows, before = features[known], answers[known].astype(np.float64)
     if isinstance(gate, Monotone):
         others = [rows[name].cast(pl.Float64) + gate.step]
     elif gate.values:
@@ -163,6 +172,8 @@ def _altered(
     else:
         others = [rows[name][random.permutation(rows.height)]]
     changes = np.stack([predict(package, rows.with_columns(each.alias(name))) - before for each in others])
+    if changes.ndim == 3:  # a class is as good as an alteration: what counts is the furthest
+        changes = changes.swapaxes(1, 2).reshape(-1, len(known))
     furthest = np.abs(changes).argmax(axis=0)
     found: np.ndarray = changes[furthest, np.arange(len(known))]
     return found

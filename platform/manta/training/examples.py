@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -9,10 +10,13 @@ import numpy as np
 import polars as pl
 
 from manta.definitions import Examples, TimeSplit
+from manta.definitions.metrics import Task
 from manta.errors import TrainingInvalid
 
 PARTS = ("train", "validation", "test")
 VALIDATION_SHARE = 0.1
+MOST_CLASSES = 1000
+NAMED = 5  # of what is wrong, in a sentence
 
 
 @dataclass(frozen=True)
@@ -21,18 +25,21 @@ class Labelled:
 
     Attributes:
         rows: all columns but the label.
-        labels: float32, 0 or 1.
+        labels: float32, 0 or 1; of a multiclass training int64, the index into ``classes``; of a regression
+            float32.
         dropped: how many rows had no label.
+        classes: of a multiclass training, as text: numbers by value, all others by their letters.
     """
 
     rows: pl.DataFrame
     labels: np.ndarray
     dropped: int
+    classes: tuple[str, ...] = ()
 
 
-def labelled(dataset: pl.DataFrame, examples: Examples) -> Labelled:
+def labelled(dataset: pl.DataFrame, examples: Examples, task: Task = "binary") -> Labelled:
     """Raises:
-    TrainingInvalid: a column is missing, the label is not boolean or 0/1, or a time is missing.
+    TrainingInvalid: a column is missing, the labels are not what the task predicts, or a time is missing.
     """
     for name in (examples.label, examples.time):
         if name not in dataset.columns:
@@ -47,7 +54,12 @@ def labelled(dataset: pl.DataFrame, examples: Examples) -> Labelled:
             f"no row of dataset {examples.dataset} has a label in {examples.label!r}",
             hint="look at its quarantine, and at the ingest's contract",
         )
-    _check_label(label)
+    if task == "binary":
+        labels, classes = _binary(label), tuple[str, ...]()
+    elif task == "multiclass":
+        labels, classes = _classes(label)
+    else:
+        labels, classes = _numbers(label), ()
     if not isinstance(time.dtype, pl.Datetime):
         raise TrainingInvalid(
             f"{examples.time} is of type {time.dtype}, not a timestamp",
@@ -60,38 +72,85 @@ def labelled(dataset: pl.DataFrame, examples: Examples) -> Labelled:
         )
     return Labelled(
         rows=known.drop(examples.label),
-        labels=label.cast(pl.Float32).to_numpy(),
+        labels=labels,
         dropped=dataset.height - known.height,
+        classes=classes,
     )
 
 
-def _check_label(label: pl.Series) -> None:
-    if label.dtype == pl.Boolean:
-        return
+def _binary(label: pl.Series) -> np.ndarray:
+    hint = 'derive a boolean column in a feature table, or say Training(task="multiclass" or "regression")'
+    if label.dtype != pl.Boolean:
+        if not label.dtype.is_numeric():
+            raise TrainingInvalid(
+                f"label {label.name} is of type {label.dtype}, neither boolean nor 0/1", hint=hint
+            )
+        _refuse(label, label.is_nan() if label.dtype.is_float() else None, "NaN")
+        others = label.filter(~label.is_in([0, 1])).unique().sort()
+        if len(others):
+            raise TrainingInvalid(
+                f"label {label.name} holds {', '.join(map(str, others.head(NAMED)))}: neither 0 nor 1",
+                hint=hint,
+            )
+    return label.cast(pl.Float32).to_numpy()
+
+
+def _classes(label: pl.Series) -> tuple[np.ndarray, tuple[str, ...]]:
+    kind = label.dtype
+    if not (kind.is_integer() or kind in (pl.String, pl.Boolean, pl.Categorical, pl.Enum)):
+        raise TrainingInvalid(
+            f"label {label.name} is of type {kind}, which names no classes",
+            hint="classes are strings, whole numbers or booleans: derive such a column in a feature table",
+        )
+    if not (kind.is_integer() or kind == pl.Boolean):
+        label = label.cast(pl.String)
+        _refuse(label, label == "", "empty")
+    values = label.unique().sort()
+    if len(values) > MOST_CLASSES:
+        raise TrainingInvalid(
+            f"label {label.name} has {len(values):,} different values; {MOST_CLASSES:,} classes are the most",
+            hint='is it a number to predict? Training(task="regression"); or derive a coarser column',
+        )
+    indices = label.replace_strict(values, pl.int_range(len(values), eager=True), return_dtype=pl.Int64)
+    return indices.to_numpy(), tuple(values.cast(pl.String))
+
+
+def _numbers(label: pl.Series) -> np.ndarray:
     if not label.dtype.is_numeric():
         raise TrainingInvalid(
-            f"label {label.name} is of type {label.dtype}, neither boolean nor 0/1",
-            hint="derive a boolean column in a feature table",
+            f"label {label.name} is of type {label.dtype}, which is no number",
+            hint='a regression predicts numbers; classes are told apart by Training(task="multiclass")',
         )
-    if label.dtype.is_float() and label.is_nan().any():
+    numbers = label.cast(pl.Float64)
+    _refuse(label, numbers.is_nan(), "NaN")
+    # What float32 cannot hold is infinite, too.
+    with np.errstate(over="ignore"):
+        found = numbers.to_numpy().astype(np.float32)
+    _refuse(label, pl.Series(np.isinf(found)), "infinite")
+    return found
+
+
+def _refuse(label: pl.Series, wrong: pl.Series | None, what: str) -> None:
+    count = int(wrong.sum() or 0) if wrong is not None else 0
+    if count:
         raise TrainingInvalid(
-            f"{label.is_nan().sum()} labels in {label.name} are NaN",
+            f"{count} labels in {label.name} are {what}",
             hint="make them null where the outcome is not known; such rows are left out",
         )
-    others = label.filter(~label.is_in([0, 1])).unique().sort()
-    if len(others):
-        raise TrainingInvalid(
-            f"label {label.name} holds {', '.join(map(str, others.head(5)))}: neither 0 nor 1",
-            hint="derive a boolean column in a feature table",
-        )
 
 
-def split(time: pl.Series, labels: np.ndarray, at: TimeSplit) -> dict[str, np.ndarray]:
+def split(
+    time: pl.Series, labels: np.ndarray, at: TimeSplit, classes: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """The row numbers of ``train``, ``validation`` and ``test``, ascending; every row is in exactly one, and
     no instant in two: all of train is before all of validation, and that before all of test.
 
+    Args:
+        classes: what the labels are indices into, if they are.
+
     Raises:
-        TrainingInvalid: a part is empty, or all its labels are the same.
+        TrainingInvalid: a part is empty, or all its labels are the same; or a later part has a class that
+            the training rows do not have.
     """
     instant = utc(time)
     test_from = _instant(at.test_from)
@@ -109,10 +168,23 @@ def split(time: pl.Series, labels: np.ndarray, at: TimeSplit) -> dict[str, np.nd
         if not held.any():
             raise TrainingInvalid(f"no example falls into {name}", hint=hint)
     for name, held in parts.items():
-        if labels[held].min() == labels[held].max():
-            first = f"{labels[held][0]:g}"
-            raise TrainingInvalid(f"all {held.sum()} labels in {name} are {first}", hint=hint)
+        _check_labels(name, labels[held], labels[parts["train"]], classes, hint)
     return {name: np.flatnonzero(held) for name, held in parts.items()}
+
+
+def _check_labels(
+    part: str, labels: np.ndarray, trained: np.ndarray, classes: Sequence[str], hint: str
+) -> None:
+    if labels.min() == labels.max():
+        same = classes[labels[0]] if classes else f"{labels[0]:g}"
+        raise TrainingInvalid(f"all {len(labels)} labels in {part} are {same}", hint=hint)
+    unknown = [classes[each] for each in np.setdiff1d(labels, trained)] if classes else []
+    if unknown:
+        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+        raise TrainingInvalid(
+            f"{part} has labels that no training row has: {', '.join(unknown[:NAMED])}{more}",
+            hint=f"{hint}; or leave such rows out, in a feature table",
+        )
 
 
 def utc(time: pl.Series) -> pl.Series:

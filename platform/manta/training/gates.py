@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,17 +23,15 @@ from manta.definitions import (
     Parity,
     Signature,
 )
-from manta.errors import TrainingInvalid
 from manta.ledger.parity import ParityReport
 from manta.training.bootstrap import gain
-from manta.training.evaluate import METRICS, SMALLER_IS_BETTER, calibration, measure
+from manta.training.evaluate import NEEDS_VARIETY, SMALLER_IS_BETTER, calibration, measure
 from manta.training.evidence import Altered, Evidence, Signed
 from manta.training.probe import Footprint
 from manta.training.refits import Shuffled
 from manta.training.slices import slices
 
 NAMED = 5  # of what failed, in a sentence; the table has all
-STILL = 1e-6  # of a probability: less is no movement, but arithmetic
 KINDS = {  # what a package takes a feature as → types of a feature service that are given so
     "string": ("string",),
     "bool": ("bool",),
@@ -48,13 +46,13 @@ class Champion:
 
     Attributes:
         metrics: None when it could not be scored, for ``reason``.
-        probabilities: of the held-out rows.
+        answers: to the held-out rows.
     """
 
     version: str
     metrics: Mapping[str, float] | None
     reason: str = ""
-    probabilities: np.ndarray | None = None
+    answers: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -114,18 +112,6 @@ def _finite(fields: dict[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in fields.items()
     }
-
-
-def check_names(gates: Iterable[Gate]) -> None:
-    """Raises:
-    TrainingInvalid: a gate names a metric that is not measured.
-    """
-    for gate in gates:
-        if isinstance(gate, AtLeast | AtMost | BeatsChampion) and gate.metric not in METRICS:
-            raise TrainingInvalid(
-                f"a gate names the metric {gate.metric!r}, which is not measured",
-                hint=f"one of {', '.join(METRICS)}",
-            )
 
 
 def judge(
@@ -217,22 +203,25 @@ def _unknown(name: str, metric: str, why: str, pieces: tuple[Piece, ...] = ()) -
 
 
 def _by_slice(gate: AtLeast | AtMost, by: str, evidence: Evidence) -> Result:
-    labels, found = evidence.held.labels, slices(evidence.held, by)
+    held, found = evidence.held, slices(evidence.held, by)
+    labels, varied = held.labels, held.task == "binary" or gate.metric in NEEDS_VARIETY
     pieces = []
     for at, (name, rows) in enumerate(zip(found.names, found.rows.tolist(), strict=True)):
         within = found.at == at
         if rows < gate.min_rows:
             why = f"fewer than {gate.min_rows:,} rows"
             pieces.append(Piece(name, rows, None, gate.bound, None, why))
-        elif labels[within].min() == labels[within].max():
-            pieces.append(Piece(name, rows, None, gate.bound, None, f"all labels are {labels[within][0]:g}"))
+        elif varied and labels[within].min() == labels[within].max():
+            why = f"all labels are {held.named(labels[within][0])}"
+            pieces.append(Piece(name, rows, None, gate.bound, None, why))
         else:
-            value = measure(gate.metric, labels[within], evidence.probabilities[within])
+            value = measure(gate.metric, labels[within], evidence.answers[within])
             pieces.append(Piece(name, rows, value, gate.bound, _over(gate, value) >= 0))
     name = f"{gate.metric} {_sign(gate)} {gate.bound:g} in each {by}"
     judged = [(piece.value, piece) for piece in pieces if piece.value is not None]
     if not judged:
-        why = f"no {by} has both labels and {gate.min_rows:,} held-out rows"
+        both = " both labels and" if held.task == "binary" else ""
+        why = f"no {by} has{both} {gate.min_rows:,} held-out rows"
         return _unknown(name, gate.metric, why, tuple(pieces))
     ranked = sorted(judged, key=lambda one: _over(gate, one[0]))
     told = [f"{value:.4f} in {piece.name} ({piece.rows:,} rows)" for value, piece in ranked]
@@ -286,12 +275,11 @@ def _surely(
     gate: BeatsChampion, confidence: float, name: str, champion: Champion, evidence: Evidence | None
 ) -> Result:
     metric = f"gain of {gate.metric}"
-    if evidence is None or champion.probabilities is None:
+    if evidence is None or champion.answers is None:
         return _unknown(name, metric, "their answers to the same rows were not kept")
-    ours, theirs = evidence.probabilities, champion.probabilities
-    found = gain(gate.metric, evidence.held.labels, ours, theirs, confidence)
+    found = gain(gate.metric, evidence.held.labels, evidence.answers, champion.answers, confidence)
     if math.isnan(found.least):
-        why = "most samples of the held-out rows lack one of the labels: there are too few rows"
+        why = "most samples of the held-out rows have one label only: there are too few rows"
         return _unknown(name, metric, why)
     margin = found.least + gate.tolerance
     reason = f"the gain is {found.value:+.4f}, and {_percent(confidence)} sure at least {found.least:+.4f}"
@@ -299,7 +287,7 @@ def _surely(
 
 
 def _calibrated(gate: Calibrated, evidence: Evidence) -> Result:
-    found = calibration(evidence.held.labels, evidence.probabilities)
+    found = calibration(evidence.held.labels, evidence.answers)
     asked = [
         ("ece", found.ece, found.ece, gate.ece),
         ("slope", found.slope, abs(found.slope - 1), gate.slope),
@@ -333,7 +321,7 @@ def _monotone(gate: Monotone, found: Altered) -> Result:
     if not len(found.change):
         return _unknown(name, "right_way", f"{gate.feature} is missing in every held-out row")
     right = found.change if gate.direction == "up" else -found.change
-    value = float(np.mean(right >= -STILL))
+    value = float(np.mean(right >= -found.still))
     return Result(name, "right_way", value, gate.share, value - gate.share, value >= gate.share)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from manta.definitions import Ref, Training
 from manta.errors import Conflict, GateFailed, ModelUnavailable, NotFound, RequestInvalid
@@ -21,6 +20,7 @@ from manta.models.registry import Registry
 from manta.training import gates
 from manta.training.evaluate import predict, score
 from manta.training.evidence import Evidence
+from manta.training.slices import Held
 
 ALIAS = "champion"
 TRIES = 3
@@ -63,8 +63,7 @@ def promote(
     context: RunContext,
     registry: Registry,
     candidate: Candidate,
-    rows: pl.DataFrame,
-    labels: np.ndarray,
+    held: Held,
     parity: ParityReport | None = None,
     evidence: Evidence | None = None,
     report: Report = lambda results, champion: None,
@@ -73,7 +72,7 @@ def promote(
     If somebody else moves the champion meanwhile, do so again with that one.
 
     Args:
-        rows: the held-out rows, with the features as they are. labels: theirs.
+        held: the held-out rows.
         parity: what checking the features online found, where a gate asks for it.
         evidence: what else was measured for the gates.
 
@@ -86,7 +85,7 @@ def promote(
     """
     training: Training = context.definition
     for _ in range(TRIES):
-        champion = _champion(context, registry, candidate, rows, labels, evidence)
+        champion = _champion(context, registry, candidate, held, evidence)
         results = gates.judge(training.gates, candidate.metrics, champion, parity, evidence)
         report(results, champion)
         table = _conclude(context, registry, candidate, champion, parity, results)
@@ -189,8 +188,7 @@ def _champion(
     context: RunContext,
     registry: Registry,
     candidate: Candidate,
-    rows: pl.DataFrame,
-    labels: np.ndarray,
+    held: Held,
     evidence: Evidence | None,
 ) -> gates.Champion | None:
     """The version that holds the alias, scored on the same held-out rows."""
@@ -200,15 +198,34 @@ def _champion(
         return None
     if version == registry.registered(model, candidate.run):
         # Promoted by an attempt that was killed after it.
-        return gates.Champion(version, candidate.metrics, "", evidence.probabilities if evidence else None)
+        return gates.Champion(version, candidate.metrics, "", evidence.answers if evidence else None)
     try:
         detail = context.ledger.versions.get(context.run.project, Ref("model", model), version).detail
-        held = package.load(detail["location"], detail["digest"], threads=2)
-        gone = [name for name in held.inputs if name not in rows.columns]
-        if gone:
-            why = f"it takes {', '.join(gone)}, which the training set does not have"
+        champion = package.load(detail["location"], detail["digest"], threads=2)
+        if why := incomparable(champion, held):
             return gates.Champion(version, None, why)
-        probabilities = predict(held, rows)
-        return gates.Champion(version, score(labels, probabilities), "", probabilities)
+        answers = among(champion.classes, held.classes, predict(champion, held.features))
+        return gates.Champion(version, score(held.labels, answers, held.task), "", answers)
     except (NotFound, ModelUnavailable, RequestInvalid) as error:
         return gates.Champion(version, None, error.message)
+
+
+def incomparable(champion: package.Package, held: Held) -> str:
+    """Why it cannot be scored on these rows; empty when it can."""
+    gone = [name for name in champion.inputs if name not in held.features.columns]
+    if gone:
+        return f"it takes {', '.join(gone)}, which the training set does not have"
+    if champion.task != held.task:
+        return f"it is a {champion.task} model, and this one a {held.task} model"
+    lost = [each for each in champion.classes if each not in held.classes]
+    return f"it answers {', '.join(lost)}, which is no label any more" if lost else ""
+
+
+def among(known: Sequence[str], classes: Sequence[str], answers: np.ndarray) -> np.ndarray:
+    """Answers for the classes ``known``, as answers for all ``classes``: what is not known has a probability
+    of 0."""
+    if tuple(known) == tuple(classes):
+        return answers
+    found = np.zeros((len(answers), len(classes)), dtype=answers.dtype)
+    found[:, [classes.index(each) for each in known]] = answers
+    return found

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from manta.definitions import Imported, NoLeakage
-from manta.training.evaluate import measure, score
+from manta.definitions.metrics import Task
+from manta.training.evaluate import score
 from manta.training.trainers import Job, Model, Part, RawModel, Trainer
 
 SURE = 0.95
@@ -60,16 +61,15 @@ class Shuffled:
     """A fit to training rows whose labels were dealt anew.
 
     Attributes:
-        explained: share of the held-out labels' variance: 1 - Brier score / variance; negative for most.
+        explained: share of the held-out labels' variance: 1 - Brier score / variance; negative for most. No
+            ROC AUC, which is no measure of what was learnt: a model with one strong feature ranks by it, in
+            one direction or the other, however little it makes of it.
         bound: the most of it that is chance.
-        roc_auc: on the held-out rows. It is no measure of what was learnt: a model with one strong feature
-            ranks by it, in one direction or the other, however little it makes of it.
         rows: that it was fitted to.
     """
 
     explained: float
     bound: float
-    roc_auc: float
     rows: int
 
 
@@ -95,11 +95,13 @@ def seeds(first: int, repeats: int) -> list[int]:
     return list(range(first, first + repeats))
 
 
-def spread(first: Mapping[str, float], others: Sequence[Model], held: Part) -> dict[str, Spread]:
+def spread(
+    first: Mapping[str, float], others: Sequence[Model], held: Part, task: Task = "binary"
+) -> dict[str, Spread]:
     """By metric; empty when there are no others. ``first`` are the metrics of the first seed's model."""
     if not others:
         return {}
-    found = [first, *(score(held.labels, each.probabilities(held.arrays)) for each in others)]
+    found = [first, *(score(held.labels, each.probabilities(held.arrays), task) for each in others)]
     return {metric: Spread(tuple(each[metric] for each in found)) for metric in found[1]}
 
 
@@ -124,11 +126,7 @@ def shuffled(job: Job, gate: NoLeakage, at: int) -> Job:
     def dealt(part: Part) -> Part:
         count = min(gate.rows, len(part.labels))
         rows = np.sort(random.choice(len(part.labels), count, replace=False))
-        # As many positives as there would be, and both labels: some frameworks refuse one alone.
-        positives = int(np.clip(round(float(part.labels.mean()) * count), 1, count - 1))
-        labels = np.zeros(count, dtype=np.float32)
-        labels[random.choice(count, positives, replace=False)] = 1
-        return Part(part.arrays.take(rows), labels)
+        return Part(part.arrays.take(rows), _dealt(part.labels, count, job.training.task, random))
 
     return replace(
         job,
@@ -140,10 +138,33 @@ def shuffled(job: Job, gate: NoLeakage, at: int) -> Job:
     )
 
 
-def explained(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The share of the labels' variance: of no constant answer is it more than 0."""
-    y = labels.astype(np.float64)
-    return float(1 - np.mean((probabilities.astype(np.float64) - y) ** 2) / y.var())
+def _dealt(labels: np.ndarray, count: int, task: Task, random: np.random.Generator) -> np.ndarray:
+    """So many labels, in random order."""
+    if task == "regression":
+        return random.choice(labels, count, replace=False)
+    if task == "binary":
+        # As many positives as there would be, and both labels: some frameworks refuse one alone.
+        positives = int(np.clip(round(float(labels.mean()) * count), 1, count - 1))
+        found = np.zeros(count, dtype=np.float32)
+        found[random.choice(count, positives, replace=False)] = 1
+        return found
+    # One of each class, as far as there is room, and for the rest as they come.
+    once = np.unique(labels, return_index=True)[1][:count]
+    rest = random.choice(np.delete(labels, once), count - len(once), replace=False)
+    return random.permutation(np.concatenate([labels[once], rest]))
+
+
+def explained(labels: np.ndarray, answers: np.ndarray) -> float:
+    """The share of the labels' variance, of several classes that of them all: of no constant answer is it
+    more than 0."""
+    given, count = answers.astype(np.float64), len(labels)
+    if given.ndim == 1:
+        y = labels.astype(np.float64)
+        return float(1 - np.mean((given - y) ** 2) / y.var())
+    # Each class is a label of its own, 0 or 1: the squares of all, without writing them out.
+    wrong = np.sum(given**2) - 2 * given[np.arange(count), labels].sum() + count
+    shares = np.bincount(labels, minlength=given.shape[1]) / count
+    return float(1 - wrong / (count * (1 - np.sum(shares**2))))
 
 
 def most_by_chance(real: float, fitted: int, held: int) -> float:
@@ -152,24 +173,21 @@ def most_by_chance(real: float, fitted: int, held: int) -> float:
 
     A fit to random labels has a random slope, of deviation 1/√fitted, also along what tells the true labels
     apart; to explain them by it takes as much luck as they can be explained: 2·√real·z/√fitted. And its
-    noise, which explains less than nothing, is seen with the held-out rows' own: z²/held at most.
+    noise, which explains less than nothing, is seen with the held-out rows' own: z²/held at most. Several
+    classes have a slope each, and together no more luck than if all were one.
     """
     z = CHANCE_DEVIATIONS
     return 2 * z * math.sqrt(max(real, 0.0) / fitted) + z**2 / held
 
 
-def judged(
-    fits: Mapping[int, tuple[Model, int]], held: Part, probabilities: np.ndarray
-) -> dict[int, Shuffled]:
-    """What those fits explain of the held-out rows, which the model answers with ``probabilities``."""
-    real = explained(held.labels, probabilities)
+def judged(fits: Mapping[int, tuple[Model, int]], held: Part, answers: np.ndarray) -> dict[int, Shuffled]:
+    """What those fits explain of the held-out rows, to which the model gives ``answers``."""
+    real = explained(held.labels, answers)
     found = {}
     for at, (model, rows) in fits.items():
-        answered = model.probabilities(held.arrays)
         found[at] = Shuffled(
-            explained=explained(held.labels, answered),
+            explained=explained(held.labels, model.probabilities(held.arrays)),
             bound=most_by_chance(real, rows, len(held.labels)),
-            roc_auc=measure("roc_auc", held.labels, answered),
             rows=rows,
         )
     return found

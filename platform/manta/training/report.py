@@ -21,11 +21,12 @@ from manta.secrets import redactor
 from manta.training import whole
 from manta.training.evaluate import METRICS, SMALLER_IS_BETTER
 from manta.training.gates import Champion, Piece, Result
+from manta.training.plots import FIGURES
 from manta.training.refits import Spread
 
 NAME = "report.html"
-FIGURES = ("roc", "precision_recall", "calibration", "confusion")
 SHORT = 24  # characters
+MOST_CLASSES = 100  # that are named
 MOST_PIECES = 100  # of a table of slices; the failed and the largest come first when there are more
 
 
@@ -38,7 +39,8 @@ class Told:
         metrics: on the held-out rows; those of the baseline are called ``baseline_…``.
         baseline: what that is.
         results: of the gates; None where none were judged, in a replay.
-        rows: of each part. inputs: what the model takes. digest: of its package.
+        rows: of each part. inputs: what the model takes. classes: what it tells apart, of several. digest: of
+            its package.
         figures: the folder that holds the plots.
     """
 
@@ -54,6 +56,7 @@ class Told:
     inputs: Mapping[str, str]
     digest: str
     figures: Path
+    classes: Sequence[str] = ()
 
 
 def write(folder: Path, told: Told) -> Path:
@@ -69,10 +72,11 @@ def page(told: Told) -> str:
         ("Gates", _gates(told.results)),
         ("Slices", _slices(told.results)),
         ("Figures on the held-out rows", _metrics(told)),
-        ("Plots", _plots(told.figures)),
+        ("Plots", _plots(told.figures, FIGURES[training.task])),
         ("What it was made from", _sources(told)),
         ("Parameters", _facts(told.manifest.params)),
         ("What it takes", _inputs(told.inputs)),
+        ("What it answers", _answers(told)),
         ("What it ran in", _facts(told.manifest.environment)),
     ]
     body = "".join(f"<section><h2>{escape(name)}</h2>{held}</section>" for name, held in sections if held)
@@ -212,7 +216,7 @@ def _metrics(told: Told) -> str:
         count = len(next(iter(told.spread.values())).values)
         heads.append(f"mean ± deviation of {count} seeds")
     rows = []
-    for metric in METRICS:
+    for metric in METRICS[told.training.task]:
         row = [
             f"{escape(metric)}{' ↓' if metric in SMALLER_IS_BETTER else ' ↑'}",
             f"<b>{_number(told.metrics.get(metric))}</b>",
@@ -230,8 +234,8 @@ def _metrics(told: Told) -> str:
     return f'{table}{note}<p class="quiet">↑ more is better, ↓ less is.</p>'
 
 
-def _plots(figures: Path) -> str:
-    found = [(name, figures / f"{name}.png") for name in FIGURES]
+def _plots(figures: Path, names: Sequence[str]) -> str:
+    found = [(name, figures / f"{name}.png") for name in names]
     images = "".join(
         f'<img alt="{escape(name.replace("_", " and "))}" '
         f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
@@ -262,6 +266,20 @@ def _inputs(inputs: Mapping[str, str]) -> str:
     return f"<p>{escape(', '.join(f'{name} ({kind})' for name, kind in inputs.items()))}</p>"
 
 
+def _answers(told: Told) -> str:
+    training = told.training
+    label = training.examples.label
+    if training.task == "regression":
+        said = f"A number: {label}."
+    elif training.task == "multiclass":
+        some = ", ".join(told.classes[:MOST_CLASSES])
+        more = f" and {len(told.classes) - MOST_CLASSES:,} more" if len(told.classes) > MOST_CLASSES else ""
+        said = f"A probability of each of {len(told.classes):,} classes of {label}: {some}{more}."
+    else:
+        said = f"The probability of {label}."
+    return f"<p>{escape(said)}</p>"
+
+
 def _facts(facts: Mapping[str, Any]) -> str:
     rows = [(escape(name), escape(str(value))) for name, value in facts.items() if value not in ("", None)]
     return f'<div class="facts">{_table((), rows)}</div>' if rows else ""
@@ -289,6 +307,8 @@ def _passed(passed: bool | None) -> str:
 def _number(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
+    if 0 < abs(value) < 0.001:
+        return f"{value:.2g}"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
 
 

@@ -20,13 +20,14 @@ import numpy as np
 import polars as pl
 
 from manta.definitions import Parity, Training
+from manta.definitions.metrics import Task
 from manta.errors import TrainingInvalid
 from manta.ledger.context import RunContext
 from manta.ledger.parity import ParityReport
 from manta.models import package
 from manta.models.encoding import Encoding
 from manta.models.registry import Registry
-from manta.training import encoder, evaluate, evidence, gates, refits, report
+from manta.training import encoder, evaluate, evidence, gates, refits, report, tasks
 from manta.training.examples import PARTS, Labelled, labelled, split
 from manta.training.progress import Steps
 from manta.training.promotion import Candidate, promote
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from manta.features.compiled import Service
 
 STEPS = ("examples", "features", "training", "packaging", "evaluation", "recording", "promotion")
-PARITY_TOLERANCE = 1e-4  # between the framework's probabilities and the package's
+PARITY_TOLERANCE = 1e-4  # between the framework's answers and the package's, see `tasks.unit`
 
 
 def execute(context: RunContext) -> None:
@@ -52,7 +53,6 @@ def execute(context: RunContext) -> None:
     """
     training: Training = context.definition
     registry = Registry(context.settings.mlflow_url, context.settings.project)
-    gates.check_names(training.gates)
     registry.check()
     how = trainer(training.trainer.kind)
     steps = Steps(context, STEPS)
@@ -61,9 +61,14 @@ def execute(context: RunContext) -> None:
         examples, parts = _examples(context, training)
     with steps.step("features"):
         features, versions = _features(context, training, examples.rows)
-        data = _encoded(training, features, examples.labels, parts)
+        data = _encoded(training, features, examples, parts)
         held = Held(
-            data.raw["test"], examples.rows[parts["test"]], training.examples.time, data.labels("test")
+            data.raw["test"],
+            examples.rows[parts["test"]],
+            training.examples.time,
+            data.labels("test"),
+            training.task,
+            data.classes,
         )
         evidence.check(training.gates, held, list(data.encoding.vocabularies))
     with steps.step("training") as stage:
@@ -73,7 +78,7 @@ def execute(context: RunContext) -> None:
             root=context.root,
             training=training,
             params=training.params | context.params,
-            shape=data.encoding.shape,
+            shape=data.shape,
             train=data.encoded["train"],
             validation=data.encoded["validation"],
             stage=stage,
@@ -90,20 +95,20 @@ def execute(context: RunContext) -> None:
     with steps.step("evaluation"):
         packaged = package.load(location, digest, threads=2)
         outcome = _evaluate(training, data, packaged)
-        spread = refits.spread(outcome.metrics, others, data.encoded["test"])
+        spread = refits.spread(outcome.metrics, others, data.encoded["test"], training.task)
         found = evidence.gather(
             training.gates if judged else (),
             held,
-            outcome.probabilities,
+            outcome.answers,
             packaged,
             location,
             _service(context, training)[1].types,
             spread,
-            refits.judged(on_shuffled, data.encoded["test"], outcome.probabilities),
+            refits.judged(on_shuffled, data.encoded["test"], outcome.answers),
         )
     with steps.step("recording"):
         figures = job.folder / context.run_key / "figures"
-        _draw(figures, data, outcome)
+        _draw(figures, held, outcome)
         rows = {f"rows_{name}": len(part) for name, part in parts.items()} | {
             "rows_dropped": examples.dropped
         }
@@ -143,6 +148,7 @@ def execute(context: RunContext) -> None:
                 results=results,
                 rows=rows,
                 inputs=packaged.inputs,
+                classes=data.classes,
                 digest=digest,
                 figures=figures,
             )
@@ -150,9 +156,7 @@ def execute(context: RunContext) -> None:
 
         if judged:
             same = _same_online(context, training, manifest)
-            version = promote(
-                context, registry, candidate, data.raw["test"], data.labels("test"), same, found, tell
-            )
+            version = promote(context, registry, candidate, held, same, found, tell)
         else:
             tell(None, None)
             version = f"replay-{context.run.id}"
@@ -178,7 +182,7 @@ def data_of(context: RunContext, training: Training, steps: Steps) -> Data:
         examples, parts = _examples(context, training)
     with steps.step("features"):
         features, _ = _features(context, training, examples.rows)
-        return _encoded(training, features, examples.labels, parts)
+        return _encoded(training, features, examples, parts)
 
 
 def _same_online(context: RunContext, training: Training, manifest: str) -> ParityReport | None:
@@ -214,11 +218,18 @@ def _load_later_parts(registry: Registry) -> None:
 
 @dataclass(frozen=True)
 class Data:
-    """The training set: feature columns as they are, and encoded, of each part."""
+    """The training set: feature columns as they are, and encoded, of each part; and the classes that labels
+    are indices into, where they are."""
 
     encoding: Encoding
     raw: dict[str, pl.DataFrame]
     encoded: dict[str, Part]
+    classes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What a module is built with: the encoding's, and how many logits it gives of each row."""
+        return self.encoding.shape | {"outputs": len(self.classes) or 1}
 
     def labels(self, part: str) -> np.ndarray:
         return self.encoded[part].labels
@@ -226,12 +237,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the held-out rows said. ``baseline`` names what ``scores`` are of."""
+    """What the held-out rows said. ``baseline`` names what ``without`` a model is answered by."""
 
     metrics: dict[str, float]
-    probabilities: np.ndarray
+    answers: np.ndarray
     baseline: str
-    scores: np.ndarray
+    without: np.ndarray
 
 
 def _examples(context: RunContext, training: Training) -> tuple[Labelled, dict[str, np.ndarray]]:
@@ -239,9 +250,10 @@ def _examples(context: RunContext, training: Training) -> tuple[Labelled, dict[s
 
     name = training.examples.dataset
     version = int(context.read("dataset", name).version)
-    examples = labelled(Lake(context.settings.datasets).read(name, version), training.examples)
-    parts = split(examples.rows[training.examples.time], examples.labels, training.split)
-    return examples, parts
+    rows = Lake(context.settings.datasets).read(name, version)
+    examples = labelled(rows, training.examples, training.task)
+    time = examples.rows[training.examples.time]
+    return examples, split(time, examples.labels, training.split, examples.classes)
 
 
 def _features(
@@ -272,7 +284,7 @@ def _features(
 
 
 def _encoded(
-    training: Training, features: pl.DataFrame, labels: np.ndarray, parts: dict[str, np.ndarray]
+    training: Training, features: pl.DataFrame, examples: Labelled, parts: dict[str, np.ndarray]
 ) -> Data:
     raw = {name: features[parts[name]] for name in PARTS}
     encoding = encoder.fit(raw["train"], training.categories)
@@ -281,8 +293,10 @@ def _encoded(
             f"baseline {training.baseline!r} is not a numeric feature of {training.features}",
             hint=f"one of {', '.join(encoding.moments)}",
         )
-    encoded = {name: Part(encoder.encode(encoding, raw[name]), labels[parts[name]]) for name in PARTS}
-    return Data(encoding, raw, encoded)
+    encoded = {
+        name: Part(encoder.encode(encoding, raw[name]), examples.labels[parts[name]]) for name in PARTS
+    }
+    return Data(encoding, raw, encoded, examples.classes)
 
 
 def _example(context: RunContext, training: Training, held_out: pl.DataFrame) -> dict[str, Any]:
@@ -315,26 +329,31 @@ def _package(
     """Write the package, after seeing that it computes what the framework computes.
 
     Returns:
-        location, digest, and the largest difference that was seen.
+        location, digest, and the largest difference that was seen, in `tasks.unit`.
     """
-    proto, inputs, files = _graph(data, model)
+    from manta.models.graph import OUTPUTS
+
+    proto, inputs, files = _graph(data, model, training.task)
     graph = proto.SerializeToString(deterministic=True)
     card = {
         "model": training.model,
         "service": training.features,
         "features": context.read("features", training.features).version,
         "inputs": inputs,
-        "output": {"probability": "float32"},
+        "task": training.task,
+        **({"classes": data.classes} if data.classes else {}),
+        "output": {OUTPUTS[training.task]: "float32"},
         "label": training.examples.label,
         "run": context.run_key,
         "example": example,
         "sample": _sample(data.raw["test"].select(list(inputs))),
     }
-    difference = _parity(package.Package(card, graph, "", threads=2), data, model)
+    apart = _parity(package.Package(card, graph, "", threads=2), data, model)
+    difference = apart / tasks.unit(training.task, data.labels("train"))
     if not difference <= PARITY_TOLERANCE:
         raise TrainingInvalid(
-            f"the packaged model differs from the trained one by {difference:.2g} in probability; "
-            f"{PARITY_TOLERANCE:g} is allowed",
+            f"the packaged model differs from the trained one by {difference:.2g} "
+            f"{tasks.UNIT[training.task]}; {PARITY_TOLERANCE:g} is allowed",
             hint="a module whose forward branches on values is not kept by ONNX",
         )
     folder = context.settings.home / "models" / context.run.project / training.model
@@ -352,7 +371,9 @@ def _sample(rows: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _graph(data: Data, model: Model | RawModel) -> tuple[onnx.ModelProto, dict[str, str], dict[str, bytes]]:
+def _graph(
+    data: Data, model: Model | RawModel, task: Task
+) -> tuple[onnx.ModelProto, dict[str, str], dict[str, bytes]]:
     """The graph that answers requests, its inputs, and the files that explain it."""
     if isinstance(model, RawModel):
         graph, inputs = model.packaged({name: _kind(of) for name, of in data.raw["train"].schema.items()})
@@ -360,7 +381,8 @@ def _graph(data: Data, model: Model | RawModel) -> tuple[onnx.ModelProto, dict[s
     from manta.models.graph import raw_graph
 
     encoding = json.dumps(data.encoding.to_json(), sort_keys=True).encode()
-    return raw_graph(data.encoding, model.graph()), data.encoding.inputs, {"encoding.json": encoding}
+    graph = raw_graph(data.encoding, model.graph(), task, data.shape["outputs"])
+    return graph, data.encoding.inputs, {"encoding.json": encoding}
 
 
 def _kind(of: pl.DataType) -> str:
@@ -396,25 +418,29 @@ def _parity(packaged: package.Package, data: Data, model: Model | RawModel) -> f
 
 
 def _evaluate(training: Training, data: Data, packaged: package.Package) -> Outcome:
-    labels, train_labels = data.labels("test"), data.labels("train")
-    probabilities = evaluate.predict(packaged, data.raw["test"])
+    labels, train_labels, task = data.labels("test"), data.labels("train"), training.task
+    answers = evaluate.predict(packaged, data.raw["test"])
     values = {
         part: data.raw[part][training.baseline].cast(pl.Float64).to_numpy() if training.baseline else None
         for part in ("train", "test")
     }
-    scores = evaluate.baseline_scores(len(labels), train_labels, values["train"], values["test"])
-    metrics = evaluate.score(labels, probabilities) | evaluate.score_baseline(labels, scores, train_labels)
-    return Outcome(metrics, probabilities, training.baseline or "constant", scores)
+    without = evaluate.baseline_answers(
+        len(labels), train_labels, values["train"], values["test"], len(data.classes)
+    )
+    baseline = evaluate.score_baseline(labels, without, train_labels, task)
+    metrics = evaluate.score(labels, answers, task) | baseline
+    return Outcome(metrics, answers, training.baseline or "constant", without)
 
 
-def _draw(folder: Path, data: Data, outcome: Outcome) -> None:
+def _draw(folder: Path, held: Held, outcome: Outcome) -> None:
     from manta.training.plots import draw
 
-    draw(folder, data.labels("test"), outcome.probabilities, outcome.scores, outcome.baseline)
+    draw(folder, held, outcome.answers, outcome.without, outcome.baseline)
 
 
 def _described(training: Training, encoding: Encoding) -> dict[str, Any]:
     return {
+        "manta.task": training.task,
         "manta.trainer": training.trainer.model_dump(),
         "manta.service": training.features,
         "manta.split": training.split.model_dump(mode="json"),

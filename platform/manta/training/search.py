@@ -14,7 +14,6 @@ from manta.definitions.sources import driver
 from manta.errors import InvalidInput, TrainingInvalid
 from manta.ledger.context import RunContext
 from manta.models.searches import Searches
-from manta.training import gates
 from manta.training import run as training_run
 from manta.training import search_records as records
 from manta.training.progress import Steps
@@ -38,7 +37,6 @@ def execute(context: RunContext) -> None:
     driver("optuna", EXTRA, "a search")
     trials, concurrent = (_count(context, name) for name in ("trials", "concurrent"))
     registry = Searches(context.settings.mlflow_url, context.settings.project)
-    gates.check_names(search.training.gates)
     registry.check()
     context.definition, context.params = search.training, {}
     winner, tried = _searched(context, search, trials, concurrent, registry)
@@ -91,7 +89,7 @@ def _searched(
             root=context.root,
             training=training,
             params=training.params,
-            shape=data.encoding.shape,
+            shape=data.shape,
             train=data.encoded["train"],
             validation=data.encoded["validation"],
             stage=stage,

@@ -294,7 +294,8 @@ def _trial(config: dict[str, Any], job: Job, asha: ASHA | None) -> None:
     try:
         how.check(mine)
         model = _fitted(mine, how.fit, asha)
-        metrics = score(mine.validation.labels, model.probabilities(mine.validation.arrays))
+        held = mine.validation
+        metrics = score(held.labels, model.probabilities(held.arrays), job.training.task)
         outcome: dict[str, Any] = {"state": "done", "metrics": metrics}
     except TrainingInvalid as error:
         outcome = {"state": "failed", "message": error.message}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from manta.definitions.metrics import Task
 from manta.errors import TrainingInvalid
 from manta.training.examples import utc
 
@@ -22,13 +23,20 @@ class Held:
     Attributes:
         features: what the model takes, as it is.
         examples: the other columns of the same rows. time: the one with their instants.
-        labels: float32 [n], 0 or 1.
+        labels: as of :class:`manta.training.evaluate`. task: what they are of.
+        classes: that they are indices into, of a multiclass training.
     """
 
     features: pl.DataFrame
     examples: pl.DataFrame
     time: str
     labels: np.ndarray
+    task: Task = "binary"
+    classes: tuple[str, ...] = ()
+
+    def named(self, label: float) -> str:
+        """A label, as it is in the dataset."""
+        return self.classes[int(label)] if self.classes else f"{label:g}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from manta.models.package import CARD
 SUFFIX = "__replay"
 NAME_LENGTH = 63
 SEEDS = (11, 13)  # two sums of 64 bits: equal by chance for no two tables that anybody has
-METRIC_TOLERANCE = 0.01
+METRIC_TOLERANCE = 0.01  # of metrics above 1, as a share of them
 
 
 def repeat(execute: Callable[[RunContext], None], context: RunContext) -> None:
@@ -112,7 +112,7 @@ def _models(base: dict[str, Any], then: Version, now: Version) -> Compared:
         return Compared(**base, equal=True, by="digest")
     metrics = then.detail.get("metrics", {}), now.detail.get("metrics", {})
     apart = {
-        name: abs(metrics[0].get(name, float("inf")) - metrics[1].get(name, float("inf")))
+        name: _apart(metrics[0].get(name, float("inf")), metrics[1].get(name, float("inf")))
         for name in {**metrics[0], **metrics[1]}
     }
     if not apart:
@@ -122,6 +122,11 @@ def _models(base: dict[str, Any], then: Version, now: Version) -> Compared:
     within = all(value <= METRIC_TOLERANCE for value in apart.values())
     told = f"the files differ; {worst} by {apart[worst]:.2g}, {METRIC_TOLERANCE:g} is allowed"
     return Compared(**base, equal=within, by="metrics", detail=told)
+
+
+def _apart(one: float, other: float) -> float:
+    # An error is in what the label is measured in, and may be any number.
+    return abs(one - other) / max(1.0, abs(one))
 
 
 def _files(version: Version) -> dict[str, str] | None:

@@ -297,6 +297,21 @@ def test_a_new_version_takes_over_with_every_request_answered(
     assert len({each["features"]["process"] for body in bodies for each in body["predictions"]}) == 1
 
 
+def test_a_version_that_answers_classes_says_so_and_gives_them(
+    its: Settings, http: httpx.Client, put: Put, first: dict[str, str]
+) -> None:
+    assert (http.get(ROUTE).json()["task"], http.get(ROUTE).json()["threshold"]) == ("binary", 0.5)
+    put(tiny.config(its.root / "project", 0.5, "several", "multiclass"))
+    described = served(http, "several")
+    assert (described["task"], tuple(described["classes"])) == ("multiclass", tiny.CLASSES)
+    assert "threshold" not in described
+    [prediction] = ask(http, {"keys": KEYS}).json()["predictions"]
+    assert prediction["prediction"] == "far"
+    assert tuple(prediction["probabilities"]) == tiny.CLASSES
+    put(first)
+    served(http, "1")
+
+
 def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
     its: Settings, http: httpx.Client, put: Put, first: dict[str, str]
 ) -> None:

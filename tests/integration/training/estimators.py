@@ -9,13 +9,20 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
-from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
-from sklearn.tree import DecisionTreeClassifier
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from manta import Fitted
 
@@ -27,6 +34,12 @@ MADE = {
     "forest": lambda params: RandomForestClassifier(20, **params),
     "extra": lambda params: ExtraTreesClassifier(20, **params),
     "tree": lambda params: DecisionTreeClassifier(**params),
+    "ridge": lambda params: Ridge(**params),
+    "pipeline of numbers": lambda params: make_pipeline(StandardScaler(), Ridge(**params)),
+    "histogram of numbers": lambda params: HistGradientBoostingRegressor(**params),
+    "forest of numbers": lambda params: RandomForestRegressor(20, **params),
+    "extra of numbers": lambda params: ExtraTreesRegressor(20, **params),
+    "tree of numbers": lambda params: DecisionTreeRegressor(**params),
     "without probabilities": lambda params: LinearSVC(**params),
 }
 
@@ -70,6 +83,38 @@ def by_hand(work: Any) -> Fitted:
     return Fitted(graph, answers)
 
 
+def several(work: Any) -> Fitted:
+    """Softmax regression by gradient descent; of a regression, least squares. ``harm`` gives other shapes."""
+    outputs, task = work.shape["outputs"], work.training.task
+
+    def rows(part: Any) -> np.ndarray:
+        return np.hstack([part.arrays.numbers, np.ones((len(part.labels), 1), np.float32)]).astype(float)
+
+    x = rows(work.train)
+    if task == "regression":
+        weights = np.linalg.lstsq(x, work.train.labels, rcond=None)[0]
+    else:
+        weights, truth = np.zeros((x.shape[1], outputs)), np.eye(outputs)[work.train.labels]
+        for _ in range(200):
+            weights = weights - x.T @ (_softmax(x @ weights) - truth) / len(x)
+    answers = rows(work.validation) @ weights
+    if task == "multiclass":
+        answers = _softmax(answers)
+    if work.params.get("harm") == "of one class":
+        answers = answers[:, 0]
+    if work.params.get("harm") == "other answers":
+        answers = answers + 0.02
+    if work.params.get("harm") == "logits of one":
+        weights = weights[:, 0]
+    return Fitted(_graph(weights, "logits"), answers)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    answered: np.ndarray = raised / raised.sum(axis=1, keepdims=True)
+    return answered
+
+
 def _graph(weights: np.ndarray, output: str) -> bytes:
     held = [
         numpy_helper.from_array(weights[:-1].astype(np.float32), "w"),
@@ -80,7 +125,7 @@ def _graph(weights: np.ndarray, output: str) -> bytes:
         helper.make_node("Add", ["product", "b"], [output]),
     ]
     numbers = helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["n", len(weights) - 1])
-    logits = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n"])
+    logits = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", *weights.shape[1:]])
     graph = helper.make_graph(nodes, "by hand", [numbers], [logits], held)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     content: bytes = model.SerializeToString()

@@ -9,10 +9,13 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
+import pytest
 import yaml
 
 from manta.models import package, registry
 from tests.unit.models.test_model_package import CARD, FILES
+from tests.unit.serving import tiny
 
 SAMPLE = {"carrier": "AA", "month": 2, "rain": True, "wind": 20.0}
 
@@ -60,3 +63,17 @@ def test_mlflow_answers_what_the_package_answers(tmp_path: Path) -> None:
     columns["wind"] = [20.0, 20.0, None]
     assert answered == package.load(location, digest).predict(columns).tolist()
     assert engines == []
+
+
+def test_of_several_classes_mlflow_answers_a_column_of_probabilities_each(tmp_path: Path) -> None:
+    location, digest = tiny.write_package(tmp_path / "trip", 0.5, task="multiclass")
+    folder = tmp_path / "model"
+    shutil.copytree(location, folder)
+    registry._describe(folder, Path(location), "run-1")
+    told = yaml.safe_load((folder / "MLmodel").read_text())
+    outputs = json.loads(told["signature"]["outputs"])
+    assert [(each["name"], each["type"]) for each in outputs] == [(name, "float") for name in tiny.CLASSES]
+    rows = {"rating": [5.0, None], "city": [None, None], "far": [0.0, 1.0]}
+    answered = package._load_pyfunc(str(folder)).predict(pd.DataFrame(rows))
+    assert list(answered.columns) == list(tiny.CLASSES)
+    assert answered.to_numpy() == pytest.approx(package.load(location, digest).predict(rows))

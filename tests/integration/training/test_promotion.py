@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,11 +24,13 @@ from manta.models.encoding import Encoding
 from manta.models.graph import OPSET, raw_graph
 from manta.models.registry import Registry
 from manta.training.evaluate import predict, score
-from manta.training.promotion import Candidate, promote
+from manta.training.promotion import Candidate, among, incomparable, promote
+from manta.training.slices import Held
 from tests.integration.training.conftest import Bench
 
 ROWS = pl.DataFrame({"wind": [-2.0, -1.0, 1.0, 2.0], "rain": [0.0, 3.0, 0.0, 3.0]})
 LABELS = np.array([0, 0, 1, 1], dtype=np.float32)
+HELD = Held(ROWS, ROWS, "at", LABELS)
 TRAINING = Training(
     model="delay",
     fn="training_loops:train",
@@ -89,7 +93,7 @@ class Case:
 
     def promote(self, features: list[str], registry: Registry | None = None) -> str:
         context, candidate = self.candidate(features)
-        version = promote(context, registry or self.registry, candidate, ROWS, LABELS)
+        version = promote(context, registry or self.registry, candidate, HELD)
         where = {"location": str(candidate.location), "digest": candidate.digest}
         context.produced("model", "delay", version, **where)
         self.bench.succeeded(context)
@@ -173,12 +177,12 @@ def test_a_champion_that_takes_a_feature_that_is_gone_blocks_unless_the_gate_is_
     case.promote(BAD)
     context, candidate = case.candidate(["wind"])
     with pytest.raises(GateFailed, match=r"version 1.*it takes rain"):
-        promote(context, case.registry, candidate, ROWS.drop("rain"), LABELS)
+        promote(context, case.registry, candidate, replace(HELD, features=ROWS.drop("rain")))
     assert case.champion == "1"
     assert candidate.metrics["roc_auc"] == 1
     lifted = TRAINING.replace(gates=(AtLeast("roc_auc", 0.9),))
     context, candidate = case.candidate(["wind"], lifted)
-    version = promote(context, case.registry, candidate, ROWS.drop("rain"), LABELS)
+    version = promote(context, case.registry, candidate, replace(HELD, features=ROWS.drop("rain")))
     assert version == case.champion
 
 
@@ -199,8 +203,8 @@ def test_a_champion_whose_package_was_changed_blocks(case: Case) -> None:
 
 def test_executed_again_after_the_alias_moved(case: Case) -> None:
     context, candidate = case.candidate(GOOD)
-    first = promote(context, case.registry, candidate, ROWS, LABELS)
-    assert promote(context, case.registry, candidate, ROWS, LABELS) == first == case.champion
+    first = promote(context, case.registry, candidate, HELD)
+    assert promote(context, case.registry, candidate, HELD) == first == case.champion
     assert case.versions == [first]
 
 
@@ -220,9 +224,26 @@ def test_a_model_whose_features_differ_online_is_not_registered(case: Case) -> N
     training = TRAINING.replace(gates=(Parity(keys=50),))
     context, candidate = case.candidate(GOOD, training)
     with pytest.raises(GateFailed, match=r"9 of 100 values .* join in weather.wind") as refused:
-        promote(context, case.registry, candidate, ROWS, LABELS, found)
+        promote(context, case.registry, candidate, HELD, found)
     assert "see how keys are mapped" in refused.value.hint
     assert case.champion is None
     assert case.versions == []
     same = found.model_copy(update={"skewed": 0, "found": ()})
-    assert promote(context, case.registry, candidate, ROWS, LABELS, same) == case.champion == "1"
+    assert promote(context, case.registry, candidate, HELD, same) == case.champion == "1"
+
+
+def test_a_champion_that_answers_something_else_cannot_be_compared() -> None:
+    def champion(**card: Any) -> package.Package:
+        return package.Package({"inputs": {"wind": "float32"}, **card}, first_number(["wind"]), "", 1)
+
+    several = replace(HELD, task="multiclass", classes=("a", "b", "c"))
+    assert incomparable(champion(), HELD) == ""
+    assert "rain" in incomparable(
+        champion(inputs={"rain": "float32"}), replace(HELD, features=ROWS[["wind"]])
+    )
+    assert incomparable(champion(), several) == "it is a binary model, and this one a multiclass model"
+    fewer, other = (champion(task="multiclass", classes=names) for names in (["c", "a"], ["a", "d"]))
+    assert incomparable(fewer, several) == ""
+    assert "answers d, which is no label any more" in incomparable(other, several)
+    answers = among(fewer.classes, several.classes, np.array([[0.9, 0.1], [0.3, 0.7]]))
+    assert answers.tolist() == [[0.1, 0, 0.9], [0.7, 0, 0.3]], "what it does not know, it never answers"

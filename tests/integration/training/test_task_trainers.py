@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from manta.definitions import Examples, LightGBM, Sklearn, TimeSplit, Torch, Training, XGBoost
+from manta.definitions.metrics import Task
 from manta.errors import DefinitionInvalid, TrainingInvalid
-from manta.training import encoder
+from manta.training import encoder, tasks
 from manta.training.encoder import Arrays
 from manta.training.progress import Stage
 from manta.training.trainers import Job, Model, Part, trainer
@@ -46,42 +47,46 @@ def training(kind: str, **fields: Any) -> Training:
     )
 
 
-def rows(count: int, seed: int = 5) -> tuple[pl.DataFrame, np.ndarray]:
+def rows(count: int, seed: int = 5, task: Task = "binary") -> tuple[pl.DataFrame, np.ndarray]:
     random = np.random.default_rng(seed)
     frame = pl.DataFrame(
         {"carrier": random.choice(["UA", "AA", "DL"], count), "wind": random.normal(5, 2, count)}
     ).with_columns(wind=pl.when(pl.int_range(pl.len()) % 17 == 0).then(None).otherwise("wind"))
-    late = (frame["wind"].fill_null(5).to_numpy() + random.normal(0, 1, count) > 5) ^ (
-        frame["carrier"] == "AA"
-    ).to_numpy()
-    return frame, late.astype(np.float32)
+    gusts = frame["wind"].fill_null(5).to_numpy() + random.normal(0, 1, count)
+    american = (frame["carrier"] == "AA").to_numpy()
+    if task == "multiclass":
+        force = np.digitize(gusts, [3.5, 5, 6.5])
+        return frame, np.where(american, 3 - force, force)
+    if task == "regression":
+        return frame, (300 + 20 * gusts + 90 * american).astype(np.float32)
+    return frame, ((gusts > 5) ^ american).astype(np.float32)
 
 
 def job(bench: Bench, kind: str, definition: Training | None = None, **params: Any) -> Job:
-    frame, labels = rows(3_000)
+    definition = definition or training(kind)
+    frame, labels = rows(3_000, task=definition.task)
     encoding = encoder.fit(frame)
     whole = Part(encoder.encode(encoding, frame), labels)
-    held, labels_held = rows(1_000, seed=6)
-    definition = definition or training(kind)
+    held, labels_held = rows(1_000, seed=6, task=definition.task)
     return Job(
         run_key="test-1",
         folder=bench.settings.home / "training",
         root=Path(__file__).parent,
         training=definition,
         params=params,
-        shape=encoding.shape,
+        shape=encoding.shape | {"outputs": 4 if definition.task == "multiclass" else 1},
         train=whole,
         validation=Part(encoder.encode(encoding, held), labels_held),
         stage=Stage(bench.begin(definition), 2, 7),
     )
 
 
-def answered(model: Model, arrays: Arrays) -> np.ndarray:
-    """By the graph, as probabilities."""
+def answered(model: Model, arrays: Arrays, task: Task = "binary") -> np.ndarray:
+    """By the graph."""
     session = onnxruntime.InferenceSession(model.graph().SerializeToString())
     given = {"categories": arrays.categories, "numbers": arrays.numbers}
-    logits: np.ndarray = session.run(["logits"], given)[0].astype(np.float64)
-    return 1 / (1 + np.exp(-logits))
+    logits: np.ndarray = session.run(["logits"], given)[0]
+    return tasks.answers(task, logits).astype(np.float64)
 
 
 @contextmanager
@@ -107,6 +112,19 @@ def killed_among_rounds(folder: Path, title: str) -> Iterator[list[int]]:
     assert killed, "it was not killed"
 
 
+def strange(asked: Job) -> Arrays:
+    """Also what no training row was like: indices never seen, and values far out and next to each other."""
+    random = np.random.default_rng(8)
+    near = np.float32(asked.train.arrays.numbers[:, 0].repeat(3))
+    near[::3], near[2::3] = np.nextafter(near[1::3], np.float32(-9)), np.nextafter(near[1::3], np.float32(9))
+    far = random.normal(0, 100, 1_000).astype(np.float32)
+    numbers = np.concatenate([near, far])
+    return Arrays(
+        random.integers(0, 4, (len(numbers), 1)),
+        np.stack([numbers, random.integers(0, 2, len(numbers)).astype(np.float32)], axis=1),
+    )
+
+
 @pytest.mark.parametrize(("kind", "params"), ALL, ids=lambda value: str(value))
 def test_the_graph_answers_what_the_framework_answers(
     ray_cluster: None, bench: Bench, kind: str, params: dict[str, Any]
@@ -115,16 +133,7 @@ def test_the_graph_answers_what_the_framework_answers(
     asked = job(bench, kind, **params, **more)
     trainer(kind).check(asked)
     model = trainer(kind).fit(asked)
-    random = np.random.default_rng(8)
-    # Also what no training row was like: indices never seen, and values far out and next to each other.
-    near = np.float32(asked.train.arrays.numbers[:, 0].repeat(3))
-    near[::3], near[2::3] = np.nextafter(near[1::3], np.float32(-9)), np.nextafter(near[1::3], np.float32(9))
-    far = random.normal(0, 100, 1_000).astype(np.float32)
-    numbers = np.concatenate([near, far])
-    arrays = Arrays(
-        random.integers(0, 4, (len(numbers), 1)),
-        np.stack([numbers, random.integers(0, 2, len(numbers)).astype(np.float32)], axis=1),
-    )
+    arrays = strange(asked)
     theirs = model.probabilities(arrays)
     assert theirs.dtype == np.float32
     assert np.abs(answered(model, arrays) - theirs).max() < 1e-5

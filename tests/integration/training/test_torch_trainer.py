@@ -16,9 +16,11 @@ import pytest
 from manta.definitions import Examples, TimeSplit, Torch, Training
 from manta.errors import TrainingInvalid, Unavailable
 from manta.training import encoder
+from manta.training.evaluate import measure
 from manta.training.progress import Stage
 from manta.training.trainers import Job, Part, trainer
 from tests.integration.training.conftest import Bench
+from tests.integration.training.test_task_trainers import answered
 
 pytestmark = pytest.mark.ray
 
@@ -29,9 +31,7 @@ def job(bench: Bench, definition: dict[str, Any] | None = None, **params: Any) -
     rows = pl.DataFrame(
         {"carrier": random.choice(["UA", "AA", "DL"], count), "wind": random.normal(5, 2, count)}
     )
-    labels = ((rows["wind"].to_numpy() > 5) ^ (rows["carrier"] == "AA").to_numpy()).astype(np.float32)
     encoding = encoder.fit(rows)
-    part = Part(encoder.encode(encoding, rows), labels)
     training = Training(
         model="delay",
         examples=Examples(dataset="flights", label="late", time="at"),
@@ -40,17 +40,43 @@ def job(bench: Bench, definition: dict[str, Any] | None = None, **params: Any) -
         **{"fn": "training_loops:train", "module": "training_loops:Net", "trainer": Torch(workers=2)}
         | (definition or {}),
     )
+    part = Part(encoder.encode(encoding, rows), _labels(rows, training.task))
     return Job(
         run_key="test-1",
         folder=bench.settings.home / "training",
         root=Path(__file__).parent,
         training=training,
         params={"epochs": 3} | params,
-        shape=encoding.shape,
+        shape=encoding.shape | {"outputs": 3 if training.task == "multiclass" else 1},
         train=part,
         validation=part,
         stage=Stage(bench.begin(training), 2, 7),
     )
+
+
+def _labels(rows: pl.DataFrame, task: str) -> np.ndarray:
+    wind, american = rows["wind"].to_numpy(), (rows["carrier"] == "AA").to_numpy()
+    if task == "multiclass":
+        return np.digitize(np.where(american, -wind, wind), [0, 5]).astype(np.int64)
+    if task == "regression":
+        return (0.1 * wind + american).astype(np.float32)
+    return ((wind > 5) ^ american).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("task", "loss", "metric", "least"),
+    [("multiclass", "several", "accuracy", 0.9), ("regression", "number", "r2", 0.9)],
+)
+def test_classes_and_numbers_are_learnt_and_their_graph_answers_the_same(
+    ray_cluster: None, bench: Bench, task: Any, loss: str, metric: str, least: float
+) -> None:
+    definition = {"trainer": Torch(workers=1), "task": task}
+    given = job(bench, definition, loss=loss, epochs=6, rate=0.02)
+    trainer("torch").check(given)
+    model = trainer("torch").fit(given)
+    known = model.probabilities(given.train.arrays)
+    assert measure(metric, given.train.labels, known) > least
+    assert np.abs(answered(model, given.train.arrays, task) - known).max() < 1e-5
 
 
 def test_a_loop_that_raises_is_the_users_error(ray_cluster: None, bench: Bench) -> None:
@@ -90,6 +116,8 @@ def test_no_room_now_is_said_in_time(
     ("definition", "match"),
     [
         ({"module": "training_loops:Wide"}, "squeeze"),
+        ({"module": "training_loops:Wide", "task": "regression"}, "squeeze"),
+        ({"module": "training_loops:Wide", "task": "multiclass"}, "of shape [n, 3]: shape['outputs']"),
         ({"module": "training_loops:train"}, "cannot be built"),
     ],
 )

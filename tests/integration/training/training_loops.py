@@ -18,11 +18,14 @@ class Net(torch.nn.Module):
         super().__init__()
         self.tables = torch.nn.ModuleList(torch.nn.Embedding(size, 4) for size in shape["categories"])
         width = 4 * len(shape["categories"]) + shape["numbers"]
-        self.layers = torch.nn.Sequential(torch.nn.Linear(width, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+        self.outputs = shape.get("outputs", 1)
+        last = torch.nn.Linear(16, self.outputs)
+        self.layers = torch.nn.Sequential(torch.nn.Linear(width, 16), torch.nn.ReLU(), last)
 
     def forward(self, categories: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         found = [table(categories[:, at]) for at, table in enumerate(self.tables)]
-        return self.layers(torch.cat([*found, numbers], dim=1)).squeeze(-1)
+        logits = self.layers(torch.cat([*found, numbers], dim=1))
+        return logits.squeeze(-1) if self.outputs == 1 else logits
 
 
 class Wide(Net):
@@ -30,6 +33,13 @@ class Wide(Net):
 
     def forward(self, categories: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         return super().forward(categories, numbers).unsqueeze(-1)
+
+
+LOSSES = {
+    "binary": torch.nn.functional.binary_cross_entropy_with_logits,
+    "several": torch.nn.functional.cross_entropy,
+    "number": torch.nn.functional.mse_loss,
+}
 
 
 def train(config: dict[str, Any]) -> None:
@@ -51,7 +61,7 @@ def train(config: dict[str, Any]) -> None:
     for epoch in range(first, params["epochs"] + 1):
         rows = total = 0.0
         for batch in shards["train"].iter_torch_batches(batch_size=128):
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            loss = LOSSES[params.get("loss", "binary")](
                 model(batch["categories"], batch["numbers"]), batch["label"]
             )
             optimizer.zero_grad()

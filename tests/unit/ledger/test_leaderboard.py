@@ -28,8 +28,11 @@ class Trainings:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    def start(self, model: str = "delay", trainer: str = "torch", search: bool = False, **more: Any) -> Run:
+    def start(
+        self, model: str = "delay", trainer: str = "torch", search: bool = False, task: str = "", **more: Any
+    ) -> Run:
         training = {"kind": "training", "model": model, "features": "v1", "trainer": {"kind": trainer}}
+        training |= {"task": task} if task else {}
         definition = {"kind": "search", "training": training} if search else training
         fields: dict[str, Any] = {"project": "p", "job": f"{model}-{trainer}", "kind": definition["kind"]}
         key = f"{len(self.ledger.runs(limit=1000))}"
@@ -51,7 +54,7 @@ class Trainings:
         self.ledger.move(run, State.FAILED, end_reason=reason, message="no", metrics=metrics)
         return run.id
 
-    def ranked(self, metric: str = "roc_auc", model: str = "delay", **how: Any) -> list[Standing]:
+    def ranked(self, metric: str | None = "roc_auc", model: str = "delay", **how: Any) -> list[Standing]:
         ids = self.ledger.versions.trained("p", model)
         return leaderboard(self.ledger.runs(ids=ids, limit=1000), model, {"2": ["champion"]}, metric, **how)
 
@@ -129,7 +132,8 @@ def test_a_figure_that_none_has_is_refused_and_names_those_there_are(trainings: 
 
 
 def test_which_way_is_better() -> None:
-    assert {name for name in METRICS if smaller_is_better(name)} == set(SMALLER_IS_BETTER)
+    of_all = {name for each in METRICS.values() for name in each}
+    assert {name for name in of_all if smaller_is_better(name)} == set(SMALLER_IS_BETTER)
     assert smaller_is_better("baseline_brier")
     assert smaller_is_better("champion_log_loss")
     assert not smaller_is_better("baseline_roc_auc")
@@ -153,3 +157,20 @@ def test_pages_follow_one_another_also_when_a_better_one_comes_between(
 
 def test_after_a_run_that_is_not_there_comes_all() -> None:
     assert after([], 3) == []
+
+
+def test_without_a_figure_named_what_is_predicted_says_which(trainings: Trainings) -> None:
+    only = trainings.made("1", 0.71)
+    assert [(each.ranked_by, each.run) for each in trainings.ranked(metric=None)] == [("roc_auc", only)]
+
+    def regression(rmse: float) -> int:
+        run = trainings.start(model="minutes", task="regression")
+        trainings.ledger.move(
+            run, State.SUCCEEDED, end_reason=EndReason.DONE, metrics={"rmse": rmse, "r2": 0.5}
+        )
+        return run.id
+
+    worse, better = regression(9.0), regression(7.0)
+    found = trainings.ranked(metric=None, model="minutes")
+    assert [(each.ranked_by, each.run) for each in found] == [("rmse", better), ("rmse", worse)]
+    assert leaderboard([], "minutes", {}) == []

@@ -164,3 +164,52 @@ def test_arrays_of_the_probe_row_are_zero(mixed: tuple[Package, Encoding, TorchM
     arrays: Arrays = encoder.encode(mixed[1], nothing)
     assert not arrays.categories.any()
     assert arrays.numbers.tolist() == [[0, 0, 1, 1]]
+
+
+class Wide(Net):
+    """A logit for each of three classes."""
+
+    def __init__(self, shape: dict[str, Any]) -> None:
+        super().__init__(shape)
+        self.layers[-1] = torch.nn.Linear(8, 3)
+
+    def forward(self, categories: Any, numbers: Any) -> Any:
+        found = [table(categories[:, at]) for at, table in enumerate(self.tables)]
+        return self.layers(torch.cat([*found, numbers], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("task", "net", "name"), [("multiclass", Wide, "probabilities"), ("regression", Net, "prediction")]
+)
+def test_answers_of_other_tasks_are_those_of_the_module(task: Any, net: type[Net], name: str) -> None:
+    torch.manual_seed(3)
+    encoding = encoder.fit(TRAIN, ["carrier", "month"])
+    outputs = 3 if task == "multiclass" else 1
+    shape = encoding.shape | {"outputs": outputs}
+    model = TorchModel(net(shape).eval(), shape, [], task)
+    graph = raw_graph(encoding, model.graph(), task, outputs)
+    onnx.checker.check_model(graph, full_check=True)
+    assert [one.name for one in graph.graph.output] == [name]
+    card = {
+        "inputs": encoding.inputs,
+        "task": task,
+        "classes": ["a", "b", "c"][: outputs if outputs > 1 else 0],
+    }
+    package = Package(card, graph.SerializeToString(), "", 1)
+    theirs, ours = model.probabilities(encoder.encode(encoding, TRAIN)), predict(package, TRAIN)
+    assert ours.shape == theirs.shape == ((6, 3) if outputs == 3 else (6,))
+    assert ours.dtype == theirs.dtype == np.float32
+    assert np.abs(ours - theirs).max() < 1e-6
+    if task == "multiclass":
+        assert ours.sum(axis=1) == pytest.approx(np.ones(6), abs=1e-6)
+    else:
+        logits = model.module(*map(torch.from_numpy, vars(encoder.encode(encoding, TRAIN)).values()))
+        assert ours == pytest.approx(logits.detach().numpy(), abs=1e-6), "nothing is made of them"
+
+
+def test_a_feature_may_be_called_like_the_output_of_another_task() -> None:
+    encoding = encoder.fit(TRAIN.rename({"wind": "probability"}), ["carrier", "month"])
+    module = TorchModel(Net(encoding.shape).eval(), encoding.shape, []).graph()
+    assert raw_graph(encoding, module, "regression").graph.output[0].name == "prediction"
+    with pytest.raises(TrainingInvalid, match="'probability'"):
+        raw_graph(encoding, module)

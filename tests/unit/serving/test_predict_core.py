@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -301,3 +302,38 @@ def test_what_cannot_be_loaded_says_why(root: Path, loaded: Loaded, tmp_path: Pa
     elsewhere = tiny.write_manifest(tmp_path / "manifest.json", tmp_path / "none.db")
     with pytest.raises(FeaturesUnavailable, match="cannot be read"):
         core.load(ENDPOINT, good | {"manifest": elsewhere})
+
+
+# --- models that answer something else ------------------------------------------------------------------
+
+
+def test_a_class_is_answered_by_its_name_with_all_probabilities(root: Path, loaded: Loaded) -> None:
+    asked = core.load(ENDPOINT, tiny.config(root, 0.5, "4", "multiclass"))
+    logits = np.array([1.0, 0.0, -1.0])  # 0.5, and half of a rating of 5 tenths
+    expected = np.exp(logits) / np.exp(logits).sum()
+    [by_key] = ask(asked, {"keys": KEYS})["predictions"]
+    assert by_key == {
+        "prediction": "far",
+        "probabilities": {
+            name: pytest.approx(p) for name, p in zip(tiny.CLASSES, expected.tolist(), strict=True)
+        },
+    }
+    rows = [{"rating": 5.0, "city": None, "far": None}, {"rating": -50.0, "city": None, "far": None}]
+    one, other = ask(asked, {"rows": rows}, features=True)["predictions"]
+    assert (one["prediction"], one["probabilities"]) == (by_key["prediction"], by_key["probabilities"])
+    assert (other["prediction"], other["features"]["rating"]) == ("nowhere", -50.0)
+    assert asked.package.predict({"rating": [], "city": [], "far": []}).shape == (0, 3)
+    assert loaded.package.predict({"rating": [], "city": [], "far": []}).shape == (0,)
+
+
+def test_a_number_is_answered_as_it_is(root: Path) -> None:
+    asked = core.load(ENDPOINT, tiny.config(root, 12.5, "5", "regression"))
+    assert ask(asked, {"keys": KEYS})["predictions"] == [{"prediction": 13.0}]
+    late = KEYS | {"asked_at": "2026-01-03T12:30:00Z"}
+    assert ask(asked, {"keys": [KEYS, late]})["predictions"][1]["prediction"] == 12.5
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_a_threshold_is_for_one_probability(root: Path, task: str) -> None:
+    with pytest.raises(ModelUnavailable, match=f"is a {task} model, and trips has a threshold of 0.7"):
+        core.load(ENDPOINT.replace(threshold=0.7), tiny.config(root, 0.5, "6", task))

@@ -362,6 +362,53 @@ def test_csv_that_does_not_fit(door: Door) -> None:
     refused(ask(door, "invocations", b"x", headers={"content-type": "image/png"}), 415)
 
 
+# --- models that answer something else -------------------------------------------------------------------
+
+
+def of_task(folder: Path, task: str) -> Door:
+    made = Door(ENDPOINT, "test")
+    made.loaded = core.load(ENDPOINT, tiny.config(folder, 0.5, "4", task))
+    return made
+
+
+def test_classes_in_every_protocol(door: Door, tmp_path: Path) -> None:
+    tiny.write_store(tmp_path / "online.db")
+    several = of_task(tmp_path, "multiclass")
+    rows = [ROW, ROW | {"rating": -50.0, "far": 0.0}]
+    asked = right(ask(several, "predict", {"rows": rows}))["predictions"]
+    assert [each["prediction"] for each in asked] == ["far", "nowhere"]
+    shown = [list(each["probabilities"].values()) for each in asked]
+    columns = {name: [row[name] for row in rows] for name in ROW}
+    answer = right(ask(several, INFER, {"inputs": tensors(**columns)}))["outputs"]
+    assert answer == [
+        {"name": "probabilities", "shape": [2, 3], "datatype": "FP32", "data": [*shown[0], *shown[1]]},
+        {"name": "prediction", "shape": [2], "datatype": "BYTES", "data": ["far", "nowhere"]},
+    ]
+    told = right(ask(several, "v2/models/trips"))["outputs"]
+    assert [(each["name"], each["shape"]) for each in told] == [
+        ("probabilities", [-1, 3]),
+        ("prediction", [-1]),
+    ]
+    as_bytes = {"inputs": tensors(**columns), "outputs": [{"name": "prediction"}]}
+    as_bytes["outputs"][0]["parameters"] = {"binary_data": True}
+    assert ask(several, INFER, as_bytes).content.endswith(b"\x03\0\0\0far\x07\0\0\0nowhere")
+    records = right(ask(several, "invocations", {"dataframe_records": rows}))["predictions"]
+    assert records == [each["probabilities"] for each in asked]
+    described = right(ask(several, "openapi.json"))["components"]["schemas"]["Predictions"]
+    of_each = described["properties"]["predictions"]["items"]["properties"]
+    assert of_each["prediction"] == {"enum": list(tiny.CLASSES)}
+
+
+def test_a_number_in_every_protocol(door: Door, tmp_path: Path) -> None:
+    tiny.write_store(tmp_path / "online.db")
+    number = of_task(tmp_path, "regression")
+    assert right(ask(number, "predict", {"rows": ROW}))["predictions"] == [{"prediction": 2.0}]
+    assert right(ask(number, "invocations", {"dataframe_records": [ROW]})) == {"predictions": [2.0]}
+    assert right(ask(number, "invocations", {"dataframe_records": [KEYS]})) == {"predictions": [1.0]}
+    answer = right(ask(number, INFER, {"inputs": features(5.0)}))["outputs"]
+    assert answer == [{"name": "prediction", "shape": [1], "datatype": "FP32", "data": [2.0]}]
+
+
 # --- never a 500 -----------------------------------------------------------------------------------------
 
 ANYTHING = st.recursive(

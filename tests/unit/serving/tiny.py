@@ -1,7 +1,8 @@
 """A model package, a manifest and an online store, small and real, made without Feast and without training.
 
 The probability is `sigmoid(bias + rating / 10 + far)`, where a missing rating counts as nothing: versions
-differ by their bias, so that an answer tells which one gave it.
+differ by their bias, so that an answer tells which one gave it. A regression answers what is in the brackets,
+x; of the three classes of a multiclass model the logits are x, 0 and -x.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def asked(columns):
         "process": [os.getpid()] * len(columns["distance"]),
     }
 """
+CLASSES = ("far", "near", "nowhere")
 INPUTS = {"rating": "float32", "city": "string", "far": "float32"}
 
 
@@ -50,7 +52,9 @@ def probability(bias: float, rating: float = 0.0, far: float = 0.0) -> float:
     return 1 / (1 + math.exp(-(bias + rating / 10 + far)))
 
 
-def write_package(folder: Path, bias: float, inputs: Mapping[str, str] = INPUTS) -> tuple[str, str]:
+def write_package(
+    folder: Path, bias: float, inputs: Mapping[str, str] = INPUTS, task: str = "binary"
+) -> tuple[str, str]:
     """Location and digest of a version."""
     nodes, terms = [], ["bias"]
     for name, kind in inputs.items():
@@ -63,8 +67,21 @@ def write_package(folder: Path, bias: float, inputs: Mapping[str, str] = INPUTS)
             terms.append(f"{name}/term")
     nodes += [
         helper.make_node("Sum", terms, ["logit"]),
-        helper.make_node("Sigmoid", ["logit"], ["probability"]),
+        *{
+            "binary": [helper.make_node("Sigmoid", ["logit"], ["probability"])],
+            "regression": [helper.make_node("Identity", ["logit"], ["prediction"])],
+            "multiclass": [
+                helper.make_node("Unsqueeze", ["logit", "one"], ["column"]),
+                helper.make_node("Mul", ["column", "ways"], ["logits"]),
+                helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+            ],
+        }[task],
     ]
+    output, shape = {
+        "binary": ("probability", ["n"]),
+        "regression": ("prediction", ["n"]),
+        "multiclass": ("probabilities", ["n", 3]),
+    }[task]
     weights = {"bias": bias, "zero": 0.0} | {f"{n}/weight": 0.1 if n == "rating" else 1.0 for n in inputs}
     graph = helper.make_graph(
         nodes,
@@ -75,14 +92,18 @@ def write_package(folder: Path, bias: float, inputs: Mapping[str, str] = INPUTS)
             )
             for name, kind in inputs.items()
         ],
-        [helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)],
         initializer=[
-            helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in weights.items()
+            *(helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in weights.items()),
+            helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("ways", TensorProto.FLOAT, [1, 3], [1.0, 0.0, -1.0]),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model)
-    card = {"model": "trip", "inputs": dict(inputs), "bias": bias}
+    card: dict[str, Any] = {"model": "trip", "inputs": dict(inputs), "bias": bias}
+    if task != "binary":  # cards did not say so before there were other tasks
+        card |= {"task": task} | ({"classes": CLASSES} if task == "multiclass" else {})
     location, digest = package.write(folder, {package.GRAPH: model.SerializeToString()}, card)
     return str(location), digest
 
@@ -163,7 +184,7 @@ def write_all(root: Path, bias: float = 0.0, version: str = "1") -> dict[str, st
     return config(root, bias, version)
 
 
-def config(root: Path, bias: float, version: str) -> dict[str, str]:
-    location, digest = write_package(root / "models" / "trip", bias)
+def config(root: Path, bias: float, version: str, task: str = "binary") -> dict[str, str]:
+    location, digest = write_package(root / "models" / "trip", bias, task=task)
     manifest = write_manifest(root / "manifest.json", root / "online.db")
     return {"version": version, "location": location, "digest": digest, "manifest": manifest}

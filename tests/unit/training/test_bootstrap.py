@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from manta.definitions.metrics import Task
+from manta.training import evaluate, tasks
 from manta.training.bootstrap import draws_of, gain, measure
 from manta.training.evaluate import METRICS, SMALLER_IS_BETTER, expected_calibration_error, score
 
@@ -36,7 +38,7 @@ def by_scikit_learn(metric: str, y: np.ndarray, p: np.ndarray, times: np.ndarray
 
 
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", METRICS["binary"])
 def test_a_draw_is_measured_as_its_rows_would_be(metric: str, ties: bool) -> None:
     y, p = answers(400, 3, ties)
     drawn = np.random.default_rng(4).integers(0, 4, (5, 400))
@@ -45,7 +47,7 @@ def test_a_draw_is_measured_as_its_rows_would_be(metric: str, ties: bool) -> Non
     assert measure(metric, y, p)(drawn.astype(float)) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", METRICS["binary"])
 def test_the_gain_is_the_difference_and_its_sign_says_which_is_better(metric: str) -> None:
     y, worse = answers(2_000, 5)
     better = np.clip(worse + 0.1 * (y - 0.3), 0, 1).astype(np.float32)
@@ -107,3 +109,53 @@ def test_too_few_rows_to_draw_from_give_no_bound() -> None:
 @pytest.mark.parametrize(("rows", "draws"), [(10, 1000), (200_000, 1000), (400_000, 500), (10**7, 200)])
 def test_many_rows_are_drawn_less_often(rows: int, draws: int) -> None:
     assert draws_of(rows) == draws
+
+
+# --- other tasks ----------------------------------------------------------------------------------------
+
+
+def of_task(task: Task, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    if task == "regression":
+        labels = random.normal(500, 20, count).astype(np.float32)
+        return labels, (labels + random.normal(3, 10, count)).astype(np.float32)
+    labels = random.choice(4, count, p=[0.4, 0.3, 0.27, 0.03])
+    logits = random.normal(0, 1, (count, 4))
+    logits[np.arange(count), labels] += 1
+    return labels, tasks.answers("multiclass", logits)
+
+
+OTHERS: list[tuple[Task, str]] = [
+    (task, metric) for task in ("multiclass", "regression") for metric in METRICS[task]
+]
+
+
+@pytest.mark.parametrize(("task", "metric"), OTHERS)
+def test_a_draw_of_another_task_is_measured_as_its_rows_would_be(task: Task, metric: str) -> None:
+    """What `evaluate` says of the rows written out, which its own tests hold to scikit-learn."""
+    y, answers = of_task(task, 300, 3)
+    drawn = np.random.default_rng(4).integers(0, 4, (6, 300))
+    if task == "multiclass":
+        drawn[0, y == 3] = 0  # a class is not in it
+        drawn[1, y != 2] = 0  # nor any other here
+    rows = [np.repeat(np.arange(300), times) for times in drawn]
+    expected = [evaluate.measure(metric, y[each], answers[each]) for each in rows]
+    found = measure(metric, y, answers)(drawn.astype(float))
+    assert found == pytest.approx(expected, abs=1e-9, nan_ok=True)
+    assert np.isnan(found[1]) == ((task, metric) == ("multiclass", "roc_auc"))
+
+
+@pytest.mark.parametrize(("task", "metric"), OTHERS)
+def test_the_gain_of_another_task_is_the_difference_in_the_better_direction(task: Task, metric: str) -> None:
+    y, worse = of_task(task, 1_000, 5)
+    if task == "regression":
+        better = (worse + 0.3 * (y - worse)).astype(np.float32)
+    else:
+        better = (0.8 * worse + 0.2 * np.eye(4)[y]).astype(np.float32)
+    found = gain(metric, y, better, worse, 0.95, draws=200)
+    sign = -1 if metric in SMALLER_IS_BETTER else 1
+    difference = evaluate.measure(metric, y, better) - evaluate.measure(metric, y, worse)
+    assert found.value == pytest.approx(sign * difference, abs=1e-9)
+    assert found.least < found.value
+    if metric != "ece":
+        assert found.least > 0

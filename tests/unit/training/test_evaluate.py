@@ -42,7 +42,7 @@ def test_certain_answers_fall_into_the_outer_bins() -> None:
 def test_every_metric_is_measured_and_perfect_answers_are() -> None:
     labels = np.array([0, 0, 1, 1], dtype=np.float32)
     found = evaluate.score(labels, labels)
-    assert set(found) == set(evaluate.METRICS)
+    assert set(found) == set(evaluate.METRICS["binary"])
     assert found["roc_auc"] == found["average_precision"] == found["accuracy"] == 1
     assert found["brier"] == found["ece"] == 0
 
@@ -59,7 +59,7 @@ def test_nan_is_refused() -> None:
 
 def test_baseline_without_a_feature_is_a_constant() -> None:
     train, labels = np.array([0, 0, 0, 1.0]), np.array([0, 1.0])
-    scores = evaluate.baseline_scores(2, train, None, None)
+    scores = evaluate.baseline_answers(2, train, None, None)
     found = evaluate.score_baseline(labels, scores, train)
     assert found["baseline_roc_auc"] == 0.5
     assert found["baseline_average_precision"] == 0.5
@@ -68,6 +68,6 @@ def test_baseline_without_a_feature_is_a_constant() -> None:
 
 def test_baseline_of_a_feature_takes_the_training_rows_median_where_it_is_missing() -> None:
     train, labels = np.array([0, 0, 1.0]), np.array([0, 1.0, 1.0])
-    scores = evaluate.baseline_scores(3, train, np.array([1.0, 2.0, np.nan]), np.array([0.5, np.nan, 9.0]))
+    scores = evaluate.baseline_answers(3, train, np.array([1.0, 2.0, np.nan]), np.array([0.5, np.nan, 9.0]))
     assert scores.tolist() == [0.5, 1.5, 9.0]
     assert evaluate.score_baseline(labels, scores, train)["baseline_roc_auc"] == 1

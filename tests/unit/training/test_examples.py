@@ -104,3 +104,74 @@ def test_a_part_that_is_empty_or_of_one_class_is_refused(
     with pytest.raises(TrainingInvalid, match=match) as error:
         split(frame([0] * 10)["at"], np.array(labels, dtype=np.float32), TimeSplit(test_from=test_from))
     assert "2013-01-01" in error.value.hint
+
+
+# --- other tasks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "indices"),
+    [
+        (["b", "a", None, "b"] + ["ü"] * 6, ("a", "b", "ü"), [1, 0, 1] + [2] * 6),
+        ([10, 9, 10, 2] + [9] * 6, ("2", "9", "10"), [2, 1, 2, 0] + [1] * 6),
+        ([True, False] * 5, ("false", "true"), [1, 0] * 5),
+        (pl.Series(["x", "w"] * 5, dtype=pl.Categorical), ("w", "x"), [1, 0] * 5),
+        (pl.Series(["x", "w"] * 5, dtype=pl.Enum(["x", "w"])), ("w", "x"), [1, 0] * 5),
+    ],
+)
+def test_classes_are_text_in_order(labels: Any, classes: tuple[str, ...], indices: list[int]) -> None:
+    found = labelled(frame(labels), EXAMPLES, "multiclass")
+    assert found.classes == classes
+    assert found.labels.dtype == np.int64
+    assert found.labels.tolist() == indices
+
+
+def test_a_number_is_predicted_as_it_is() -> None:
+    found = labelled(frame([1.5, None, -2] + [7] * 7), EXAMPLES, "regression")
+    assert (found.labels.dtype, found.classes, found.dropped) == (np.float32, (), 1)
+    assert found.labels.tolist() == [1.5, -2] + [7] * 7
+    decimal = pl.Series([1, 2] * 5).cast(pl.Decimal(10, 2)) / 4
+    assert labelled(frame(decimal), EXAMPLES, "regression").labels.tolist() == [0.25, 0.5] * 5
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "match"),
+    [
+        ("multiclass", [0.5] * 10, "Float64, which names no classes"),
+        ("multiclass", ["a", ""] * 5, "5 labels in late are empty"),
+        ("multiclass", [None] * 10, "no row"),
+        ("regression", ["a"] * 10, "which is no number"),
+        ("regression", [True] * 10, "which is no number"),
+        ("regression", [float("nan"), 1.0] * 5, "5 labels in late are NaN"),
+        ("regression", [float("inf"), -1e300] + [1.0] * 8, "2 labels in late are infinite"),
+    ],
+)
+def test_labels_that_are_not_what_is_predicted(task: Any, labels: Any, match: str) -> None:
+    with pytest.raises(TrainingInvalid, match=match) as error:
+        labelled(frame(labels), EXAMPLES, task)
+    assert error.value.hint
+
+
+def test_a_column_that_is_no_label_has_too_many_classes() -> None:
+    with pytest.raises(TrainingInvalid, match="1,001 different values") as error:
+        labelled(frame(list(range(1001)), days=1001), EXAMPLES, "multiclass")
+    assert "regression" in error.value.hint
+    assert len(labelled(frame(list(range(1000)), days=1000), EXAMPLES, "multiclass").classes) == 1000
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        ([0, 1, 2, 0, 1, 0, 2, 0, 3, 4], "test has labels that no training row has: d, e"),
+        ([0, 1, 0, 1, 0, 2, 1, 0, 1, 0], "validation has labels that no training row has: c"),
+        ([2, 2, 2, 2, 1, 0, 2, 1, 0, 2], "all 4 labels in train are c"),
+        ([0, 1, 2, 0, 1, 2, 1, 1, 1, 1], "all 3 labels in test are b"),
+    ],
+)
+def test_every_class_is_seen_in_training(labels: list[int], match: str) -> None:
+    at = TimeSplit(validation_from=START + timedelta(days=4), test_from=START + timedelta(days=7))
+    with pytest.raises(TrainingInvalid, match=match) as error:
+        split(frame([0] * 10)["at"], np.array(labels), at, tuple("abcde"))
+    assert "2013-01-01" in error.value.hint
+    fine = split(frame([0] * 10)["at"], np.array([0, 1, 2, 0, 1, 2, 2, 0, 1, 0]), at, tuple("abc"))
+    assert [len(fine[part]) for part in ("train", "validation", "test")] == [4, 3, 3]

@@ -52,7 +52,7 @@ def evidence(measured: Mapping[int, Any] | None = None, **fields: Any) -> Eviden
     held = Held(pl.DataFrame({"carrier": carriers[order]}), examples, "at", labels[order])
     given: dict[str, Any] = {
         "held": held,
-        "probabilities": p[order].astype(np.float32),
+        "answers": p[order].astype(np.float32),
         "measured": measured or {},
     }
     return Evidence(**(given | fields))
@@ -85,7 +85,7 @@ def test_a_slice_below_the_bound_fails_and_is_named_with_its_figure_and_rows() -
     assert pieces["YV"].reason == "all labels are 0"
     given = evidence()
     rows = (given.held.features["carrier"] == "AA").to_numpy()
-    expected = score(given.held.labels[rows], given.probabilities[rows])["roc_auc"]
+    expected = score(given.held.labels[rows], given.answers[rows])["roc_auc"]
     assert pieces["AA"].value == pytest.approx(expected)
 
 
@@ -122,19 +122,19 @@ def test_without_evidence_a_gate_that_needs_it_does_not_pass() -> None:
 
 def champion(probabilities: np.ndarray | None) -> Champion:
     given = evidence()
-    metrics = score(given.held.labels, given.probabilities if probabilities is None else probabilities)
+    metrics = score(given.held.labels, given.answers if probabilities is None else probabilities)
     return Champion("3", metrics, "", probabilities)
 
 
 def beats(gate: BeatsChampion, held_by: Champion | None) -> Result:
     given = evidence()
-    (result,) = judge([gate], score(given.held.labels, given.probabilities), held_by, None, given)
+    (result,) = judge([gate], score(given.held.labels, given.answers), held_by, None, given)
     json.dumps(result.to_json(), allow_nan=False)
     return result
 
 
 def test_a_gain_must_be_sure() -> None:
-    ours = evidence().probabilities
+    ours = evidence().answers
     random = np.random.default_rng(8)
     hardly_worse = np.clip(ours + random.normal(0, 0.01, len(ours)), 0, 1)
     much_worse = np.clip(ours + random.normal(0, 0.5, len(ours)), 0, 1)
@@ -202,10 +202,10 @@ def test_calibration_names_what_is_off() -> None:
     assert [piece.passed for piece in result.pieces] == [True, False, True]
     assert judged(Calibrated(ece=0.9, offset=0.9)).passed
     given = evidence()
-    off = abs(calibration(given.held.labels, given.probabilities).slope - 1)
+    off = abs(calibration(given.held.labels, given.answers).slope - 1)
     near = judged(Calibrated(slope=off + 0.01))
     assert (near.passed, near.value) == (True, pytest.approx(off))
-    certain = evidence(probabilities=np.full(len(CARRIERS), 0.4, dtype=np.float32))
+    certain = evidence(answers=np.full(len(CARRIERS), 0.4, dtype=np.float32))
     (cannot,) = judge([Calibrated(slope=5)], {}, None, None, certain)
     assert not cannot.passed
     with pytest.raises(ValidationError, match="give one of"):
@@ -238,8 +238,8 @@ def test_a_feature_that_must_go_one_way() -> None:
 
 
 def test_leakage_is_what_shuffled_labels_explain() -> None:
-    assert judged(NoLeakage(), Shuffled(-0.01, 0.01, 0.7, 20_000)).passed
-    leaking = judged(NoLeakage(), Shuffled(0.3, 0.01, 0.9, 20_000))
+    assert judged(NoLeakage(), Shuffled(-0.01, 0.01, 20_000)).passed
+    leaking = judged(NoLeakage(), Shuffled(0.3, 0.01, 20_000))
     assert not leaking.passed
     assert "explains 0.3000 of the held-out labels' variance, where chance gives at most 0.0100" in str(
         leaking
@@ -270,3 +270,57 @@ def test_a_signature_names_what_differs() -> None:
     assert wrong.value == 3
     for words in ("sky is not a feature", "hour is not taken", "carrier is taken as float32, and is string"):
         assert words in str(wrong)
+
+
+# --- other tasks ----------------------------------------------------------------------------------------
+
+
+def test_a_slice_of_one_label_is_judged_by_what_has_a_value_there() -> None:
+    kinds = pl.DataFrame({"kind": ["same"] * 600 + ["varied"] * 600})
+    random = np.random.default_rng(1)
+    numbers = np.concatenate([np.full(600, 7.0), random.normal(7, 2, 600)]).astype(np.float32)
+    answers = numbers + np.float32(0.5)
+    of_numbers = Evidence(Held(kinds, kinds, "at", numbers, "regression"), answers)
+    classes = np.concatenate([np.zeros(600, dtype=np.int64), random.choice(3, 600)])
+    p = 0.1 + 0.7 * np.eye(3)[classes]
+    of_classes = Evidence(Held(kinds, kinds, "at", classes, "multiclass", ("left", "right", "up")), p)
+
+    def pieces(gate: Gate, of: Evidence) -> dict[str, Any]:
+        (result,) = judge([gate], {}, None, None, of)
+        json.dumps(result.to_json(), allow_nan=False)
+        return {piece.name: piece.reason or piece.value for piece in result.pieces}
+
+    assert pieces(AtMost("mae", 1, by="kind"), of_numbers) == {"same": 0.5, "varied": pytest.approx(0.5)}
+    assert pieces(AtLeast("r2", 0, by="kind"), of_numbers)["same"] == "all labels are 7"
+    assert pieces(AtLeast("accuracy", 1, by="kind"), of_classes) == {"same": 1.0, "varied": 1.0}
+    found = pieces(AtLeast("roc_auc", 1, by="kind"), of_classes)
+    assert found == {"same": "all labels are left", "varied": 1.0}
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_a_gain_is_asked_of_other_tasks_too(task: Any) -> None:
+    random = np.random.default_rng(2)
+    frame = pl.DataFrame({"a": [0] * 500})
+    if task == "multiclass":
+        labels, metric = random.choice(3, 500), "log_loss"
+        worse = random.dirichlet([1, 1, 1], 500)
+        better, classes = 0.5 * worse + 0.5 * np.eye(3)[labels], ("a", "b", "c")
+    else:
+        labels, metric = random.normal(0, 9, 500), "rmse"
+        worse = labels + random.normal(0, 3, 500)
+        better, classes = 0.5 * worse + 0.5 * labels, ()
+    given = Evidence(Held(frame, frame, "at", labels, task, classes), better)
+    champion = Champion("3", score(labels, worse, task), "", worse)
+    gate = BeatsChampion(metric, confidence=0.95)
+    (result,) = judge([gate], score(labels, better, task), champion, None, given)
+    assert result.passed
+    assert result.value > 0
+    swapped = Evidence(given.held, worse)
+    (result,) = judge(
+        [gate],
+        score(labels, worse, task),
+        Champion("3", score(labels, better, task), "", better),
+        None,
+        swapped,
+    )
+    assert not result.passed

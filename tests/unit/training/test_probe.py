@@ -22,6 +22,7 @@ from manta.models.graph import OPSET, raw_graph
 from manta.training import evidence, probe
 from manta.training.gates import judge
 from manta.training.slices import Held
+from tests.unit.serving import tiny
 
 ENCODING = Encoding(
     vocabularies={"carrier": ("UA", "AA")},
@@ -191,3 +192,37 @@ def test_gates_that_can_be_asked() -> None:
         AtLeast("roc_auc", 0.5, by="carrier"),
     )
     evidence.check(gates, HELD, ["carrier"])
+
+
+def test_of_several_classes_the_one_that_moves_most_counts(tmp_path: Path) -> None:
+    location, digest = tiny.write_package(tmp_path, 0.0, task="multiclass")
+    held = package.load(location, digest)
+    features = pl.DataFrame({"rating": [0.0, 5.0], "city": ["a", None], "far": [0.0, 0.0]})
+    rows = Held(features, features, "at", np.array([0, 2]), "multiclass", tiny.CLASSES)
+    before = held.predict(features.to_dict(as_series=False))
+    gates = (Invariant("far", at_most=0.5, values=(1.0, -0.5)), Invariant("city", at_most=0.1))
+    found = evidence.gather(gates, rows, before, held, Path(location), {}, {}, {})
+
+    def softmax(x: float) -> np.ndarray:
+        raised = np.exp([x, 0.0, -x])
+        return raised / raised.sum()
+
+    far, city = found.measured[0], found.measured[1]
+    assert isinstance(far, evidence.Altered)
+    assert isinstance(city, evidence.Altered)
+    moved = [softmax(x + 1) - softmax(x) for x in (0.0, 0.5)]
+    assert far.change == pytest.approx([each[np.abs(each).argmax()] for each in moved], abs=1e-6)
+    assert not city.change.any()
+    results = judge(gates, {}, None, None, found)
+    assert results[0].value == pytest.approx(max(np.abs(moved).max(axis=1)), abs=1e-6)
+
+
+def test_numbers_that_differ_by_their_last_digits_alone_have_not_moved(tmp_path: Path) -> None:
+    location, digest = tiny.write_package(tmp_path, 30_000.0, task="regression")
+    held = package.load(location, digest)
+    features = pl.DataFrame({"rating": [0.0, 5.0], "city": ["a", None], "far": [0.0, 0.0]})
+    rows = Held(features, features, "at", np.array([30_000, 30_001], dtype=np.float32), "regression")
+    before = held.predict(features.to_dict(as_series=False))
+    gates = tuple(Monotone("far", "down", step=step, share=1) for step in (0.002, 1.0))
+    found = evidence.gather(gates, rows, before, held, Path(location), {}, {}, {})
+    assert [result.passed for result in judge(gates, {}, None, None, found)] == [True, False]

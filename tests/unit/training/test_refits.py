@@ -7,10 +7,11 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.tree import DecisionTreeClassifier
 
 from manta.definitions import NoLeakage
+from manta.definitions.metrics import Task
 from manta.training.encoder import Arrays
 from manta.training.refits import explained, most_by_chance, shuffled
 from manta.training.trainers import Job, Part
@@ -87,3 +88,74 @@ def test_chance_stays_below_the_bound_and_a_leak_does_not(kind: str, width: int)
     assert max(found) < bound
     half_leaked = make().fit(x, np.where(random.random(1_000) < 0.5, y, random.permutation(y)))
     assert explained(held_y, half_leaked.predict_proba(held_x)[:, 1]) > bound
+
+
+# --- other tasks ----------------------------------------------------------------------------------------
+
+
+def of_task(task: Task, labels: np.ndarray) -> Job:
+    given = job(len(labels))
+    part = Part(given.train.arrays, labels)
+    training = TRAINING.replace(task=task, gates=())
+    return Job(**{**vars(given), "training": training, "train": part, "validation": part})
+
+
+def test_each_class_is_dealt_as_far_as_there_is_room() -> None:
+    labels = np.random.default_rng(1).choice(4, 2_000, p=[0.5, 0.3, 0.2 - 2e-3, 2e-3])
+    given = of_task("multiclass", labels)
+    made = shuffled(given, NoLeakage(rows=500), 0).train.labels
+    assert made.dtype == np.int64
+    counts = np.bincount(made, minlength=4)
+    assert counts.sum() == 500
+    assert counts[3] >= 1
+    assert counts[:3] / 500 == pytest.approx([0.5, 0.3, 0.2], abs=0.08)
+    many = of_task("multiclass", np.arange(2_000) % 300)
+    assert len(np.unique(shuffled(many, NoLeakage(rows=100), 0).train.labels)) == 100
+
+
+def test_numbers_are_dealt_as_they_are() -> None:
+    given = of_task("regression", np.arange(2_000, dtype=np.float32))
+    made = shuffled(given, NoLeakage(rows=2_000), 0).train
+    assert sorted(made.labels) == list(range(2_000))
+    assert made.labels.dtype == np.float32
+    assert abs(np.corrcoef(made.labels, np.arange(2_000))[0, 1]) < 4 / np.sqrt(2_000)
+
+
+def test_what_is_explained_of_classes_is_that_of_all_of_them() -> None:
+    random = np.random.default_rng(2)
+    labels, p = random.choice(3, 200), random.dirichlet([1, 1, 1], 200)
+    y = np.eye(3)[labels]
+    by_hand = 1 - ((p - y) ** 2).sum() / ((y - y.mean(axis=0)) ** 2).sum()
+    assert explained(labels, p.astype(np.float32)) == pytest.approx(by_hand, abs=1e-6)
+    assert explained(labels, np.tile(y.mean(axis=0), (200, 1))) == pytest.approx(0)
+    assert explained(labels, y) == 1
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_chance_stays_below_the_bound_in_other_tasks_and_a_leak_does_not(task: str) -> None:
+    def some(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        random = np.random.default_rng(seed)
+        x = random.normal(0, 1, (count, 5)).astype(np.float32)
+        if task == "regression":
+            return x, 100 + 20 * x[:, 0] + random.normal(0, 10, count)
+        logits = np.stack([2 * x[:, 0], x[:, 1] - 1, np.zeros(count)], axis=1) + random.gumbel(
+            0, 1, (count, 3)
+        )
+        return x, logits.argmax(axis=1)
+
+    def answers(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        if task == "regression":
+            return np.asarray(LinearRegression().fit(x, y).predict(held_x))
+        return np.asarray(LogisticRegression().fit(x, y).predict_proba(held_x))
+
+    held_x, held_y = some(4_000, 2)
+    bound = most_by_chance(explained(held_y, answers(*some(1_000, 3))), 1_000, 4_000)
+    assert bound < 0.5 * explained(held_y, answers(*some(1_000, 3))), "or it could tell nothing"
+    random = np.random.default_rng(5)
+    found = []
+    for at in range(60):
+        x, y = some(1_000, 100 + at)
+        found.append(explained(held_y, answers(x, random.permutation(y))))
+    assert max(found) < bound
+    half_leaked = np.where(random.random(1_000) < 0.5, y, random.permutation(y))
+    assert explained(held_y, answers(x, half_leaked)) > bound

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from manta.ledger.manifest import Manifest
 from manta.ledger.runs import Run, State
 from manta.training import plots, report
-from manta.training.evaluate import METRICS
+from manta.training.evaluate import METRICS as OF_TASKS
 from manta.training.gates import Champion, Piece, Result
 from manta.training.refits import Spread
+from manta.training.slices import Held
 from tests.unit.test_definitions import TRAINING
 
+METRICS = OF_TASKS["binary"]
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)> \"quoted\" & 'so'"
 FIGURES = dict.fromkeys(METRICS, 0.75) | {"baseline_roc_auc": 0.61}
 SLICED = Result(
@@ -78,6 +81,11 @@ def told(folder: Path, **fields: Any) -> report.Told:
     return report.Told(**(given | fields))
 
 
+def held(labels: np.ndarray, **of: Any) -> Held:
+    none = pl.DataFrame()
+    return Held(none, none, "at", labels, **of)
+
+
 class Page(HTMLParser):
     """What a browser would make of it: elements, what they refer to, and the text."""
 
@@ -111,7 +119,7 @@ class Page(HTMLParser):
 def test_it_has_all_that_a_reviewer_asks_for(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     labels = (random.random(300) < 0.4).astype(np.float32)
-    plots.draw(tmp_path / "figures", labels, random.random(300), random.random(300), "route_late")
+    plots.draw(tmp_path / "figures", held(labels), random.random(300), random.random(300), "route_late")
     card = "Tells travellers of delays.\nNot for crews.\n\nKnown limits:\n- no cancelled flights\n- 2013 only"
     spread = {metric: Spread((0.75, 0.77)) for metric in METRICS}
     champion = Champion("3", dict.fromkeys(METRICS, 0.7444))
@@ -157,7 +165,7 @@ def test_it_has_all_that_a_reviewer_asks_for(tmp_path: Path) -> None:
 def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     labels = (random.random(300) < 0.4).astype(np.float32)
-    plots.draw(tmp_path / "figures", labels, random.random(300), random.random(300), "route_late")
+    plots.draw(tmp_path / "figures", held(labels), random.random(300), random.random(300), "route_late")
     text = report.page(told(tmp_path, results=(SLICED,)))
     page = Page(text)
     assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
@@ -232,3 +240,64 @@ def test_it_is_written_whole_over_the_one_before(tmp_path: Path, monkeypatch: py
         report.write(tmp_path, told(tmp_path))
     assert first.read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_several_classes_are_named_and_drawn(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    names = ("left", EVIL, "a class with a rather long name")
+    labels, p = random.choice(3, 300), random.dirichlet([1, 1, 1], 300)
+    drawn = plots.draw(tmp_path / "figures", held(labels, task="multiclass", classes=names), p, p, "constant")
+    assert [path.stem for path in drawn] == ["confusion", "by_class", "calibration"]
+    metrics = dict.fromkeys(OF_TASKS["multiclass"], 0.75) | {"baseline_accuracy": 0.5}
+    page = Page(
+        report.page(
+            told(
+                tmp_path,
+                training=TRAINING.replace(task="multiclass", gates=()),
+                metrics=metrics,
+                baseline="constant",
+                classes=names,
+            )
+        )
+    )
+    words = " ".join(page.words.split())
+    assert "accuracy ↑ 0.7500 0.5000" in words
+    assert "macro_f1 ↑" in words
+    assert "brier" not in words
+    assert "A probability of each of 3 classes of y: left, <script>" in words
+    assert page.elements.count("img") == 3
+    assert "script" not in page.elements
+    assert page.open == []
+
+
+@pytest.mark.parametrize("count", [2, 16, 60, 1000])
+def test_however_many_classes_there_are_they_are_drawn(tmp_path: Path, count: int) -> None:
+    random = np.random.default_rng(1)
+    labels = np.concatenate([np.zeros(50, dtype=np.int64), random.choice(count, 300)])
+    p = random.dirichlet(np.ones(count), 350)
+    classes = tuple(f"class {at}" for at in range(count))
+    drawn = plots.draw(tmp_path, held(labels, task="multiclass", classes=classes), p, p, "constant")
+    assert all(path.stat().st_size > 1_000 for path in drawn)
+
+
+def test_numbers_are_drawn_and_small_ones_are_told_in_digits(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    labels = random.normal(40, 9, 6_000).astype(np.float32)
+    answers = labels + random.normal(0, 3, 6_000)
+    without = np.full(6_000, 40.0)
+    drawn = plots.draw(tmp_path / "figures", held(labels, task="regression"), answers, without, "constant")
+    assert [path.stem for path in drawn] == ["predicted", "residuals", "residual_sizes"]
+    page = Page(
+        report.page(
+            told(
+                tmp_path,
+                training=TRAINING.replace(task="regression", gates=()),
+                metrics={"rmse": 1234.56, "mae": 0.000123, "r2": 0.5},
+                baseline="constant",
+            )
+        )
+    )
+    words = " ".join(page.words.split())
+    assert "rmse ↓ 1,234.6 – mae ↓ 0.00012 – r2 ↑ 0.5000" in words
+    assert "A number: y." in words
+    assert page.elements.count("img") == 3

@@ -62,11 +62,23 @@ def test_it_reads_and_makes_what_its_training_does_and_runs_when_asked() -> None
     assert made.replace(training=TRAINING.replace(seed=8)).fingerprinted() != made.fingerprinted()
 
 
+def test_of_a_regression_it_is_judged_by_its_error_unless_told() -> None:
+    regression = TRAINING.replace(task="regression")
+    assert search(training=regression).metric == "rmse"
+    assert search(training=regression, metric="r2").metric == "r2"
+    assert search().metric == "roc_auc"
+    with pytest.raises(DefinitionInvalid, match="'roc_auc' is not measured of a regression training"):
+        search(training=regression, metric="roc_auc")
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"space": {}}, "space"),
-        ({"metric": "validation_loss"}, "'validation_loss' is not measured: one of roc_auc"),
+        (
+            {"metric": "validation_loss"},
+            "'validation_loss' is not measured of a binary training: one of roc_auc",
+        ),
         ({"trials": 0}, "trials"),
         ({"training": TRAINING.replace(trainer=Imported(sha256="0" * 64))}, "has no parameters to search"),
         ({"space": {"a": {"kind": "uniform", "low": 2, "high": 1}}}, "there is nothing to choose"),

@@ -6,7 +6,7 @@ from importlib import resources
 from typing import Any
 
 from manta.errors import NotFound
-from manta.serving.core import OUTPUTS
+from manta.models.package import Package
 from manta.serving.http import PROBLEM, Answer, json_of
 from manta.serving.protocols import Call
 
@@ -19,7 +19,6 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "float32": {"type": "number", "format": "float"},
     "float64": {"type": "number", "format": "double"},
 }
-ANSWERED = {"FP32": {"type": "number", "format": "float"}, "BOOL": {"type": "boolean"}}
 TENSOR = {
     "type": "object",
     "required": ["name", "shape", "datatype"],
@@ -117,7 +116,7 @@ def describe(call: Call) -> dict[str, Any]:
                         _only("rows", "#/components/schemas/Features", call.endpoint.max_rows),
                     ]
                 },
-                "Predictions": _predictions(),
+                "Predictions": _predictions(loaded.package),
                 "Inference": {
                     "type": "object",
                     "required": ["inputs"],
@@ -167,8 +166,14 @@ def _only(form: str, ref: str, most: int) -> dict[str, Any]:
     }
 
 
-def _predictions() -> dict[str, Any]:
-    properties = {name: ANSWERED[kind] for name, kind in OUTPUTS.items()}
+def _predictions(package: Package) -> dict[str, Any]:
+    number = SCHEMAS["float32"]
+    properties: dict[str, Any] = {"prediction": number}
+    if package.task == "binary":
+        properties = {"probability": number, "prediction": {"type": "boolean"}}
+    if package.task == "multiclass":
+        each = {"type": "object", "required": list(package.classes), "additionalProperties": number}
+        properties = {"prediction": {"enum": list(package.classes)}, "probabilities": each}
     return {
         "type": "object",
         "required": ["predictions", "model", "version", "request_id"],

@@ -133,7 +133,10 @@ def _metadata(call: Call) -> dict[str, Any]:
         "inputs": [
             {"name": name, "datatype": DATATYPES[kind], "shape": [-1]} for name, kind in inputs.items()
         ],
-        "outputs": [{"name": name, "datatype": kind, "shape": [-1]} for name, kind in core.OUTPUTS.items()],
+        "outputs": [
+            {"name": name, "datatype": each.datatype, "shape": [-1, *each.each]}
+            for name, each in core.outputs(call.loaded.package).items()
+        ],
         # By keys: what to send instead, where features are to be looked up.
         "parameters": {"keys": {name: DATATYPES[kind] for name, kind in call.loaded.fields.items()}},
     }

@@ -42,9 +42,12 @@ def answer(call: Call) -> Answer:
     rows = len(next(iter(columns.values()), ()))
     if rows > call.endpoint.max_rows:
         raise core.too_many(rows, call.endpoint)
-    outputs = core.by_columns(call.endpoint, call.loaded, columns)
-    # As the registered model answers when MLflow itself loads it: its first output alone.
-    return json_of({"predictions": next(iter(outputs.values())).tolist()})
+    # As the registered model answers when MLflow itself loads it: its first output alone, of several classes
+    # a column each.
+    found = next(iter(core.by_columns(call.endpoint, call.loaded, columns).values())).tolist()
+    if call.loaded.package.task == "multiclass":
+        found = [dict(zip(call.loaded.package.classes, row, strict=True)) for row in found]
+    return json_of({"predictions": found})
 
 
 def _of_json(call: Call) -> Columns:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """Encoded rows with their labels, float32 [n], 0 or 1."""
+    """Encoded rows with their labels: float32 [n], 0 or 1, or the value to predict; of a multiclass training
+    int64 [n], the class's index."""
 
     arrays: Arrays
     labels: np.ndarray
@@ -43,7 +44,7 @@ class Job:
         folder: where it keeps checkpoints; every machine of the cluster sees it.
         root: the project folder.
         params: the definition's, with what the submitter overrode.
-        shape: of the input; see :class:`manta.models.encoding.Encoding`.
+        shape: of the input, see :class:`manta.models.encoding.Encoding`; and ``outputs``, the logits per row.
         meanwhile: to be called in a thread while the trainer waits for others; loads what is needed next.
     """
 
@@ -69,11 +70,13 @@ class Model(Protocol):
     reports: list[dict[str, Any]]
 
     def probabilities(self, arrays: Arrays) -> np.ndarray:
-        """As the framework itself computes them, float32 [n]."""
+        """What the framework itself answers: float32 [n], of a regression the values; of a multiclass
+        training float32 [n, k]."""
         ...
 
     def graph(self) -> onnx.ModelProto:
-        """``categories`` int64 [n, C], ``numbers`` float32 [n, 2·D] → ``logits`` float32 [n]."""
+        """``categories`` int64 [n, C], ``numbers`` float32 [n, 2·D] → ``logits`` float32 [n], or [n, k] when
+        ``outputs`` is k. What is put after it: :func:`manta.training.tasks.answers`."""
         ...
 
     def files(self) -> dict[str, bytes]:

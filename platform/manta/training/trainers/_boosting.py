@@ -46,7 +46,7 @@ def check(job: Job, module: str, trainer: str, also: Sequence[str] = ()) -> None
     if taken:
         raise TrainingInvalid(
             f"params name {', '.join(taken)}, which the trainer sets",
-            hint=f"{trainer}(cpus=…) and Training(seed=…) say as much; labels are 0 or 1",
+            hint=f"{trainer}(cpus=…), Training(seed=…) and Training(task=…) say as much",
         )
     asked(job.params)
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manta.definitions import load_function
+from manta.definitions.metrics import Task
 from manta.errors import TrainingInvalid
+from manta.training import tasks
 from manta.training.encoder import Arrays
 from manta.training.trainers import Job, _task
 from manta.training.trainers._reports import reports
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 GRAPH = "fitted.onnx"
-TOLERANCE = 1e-4  # in probability
+TOLERANCE = 1e-4  # in probability; of a regression, of what its answers are compared in (`tasks.unit`)
 MOST_ROWS = 10_000  # that are compared
 INPUTS = {"categories": "tensor(int64)", "numbers": "tensor(float)"}
 
@@ -33,8 +35,9 @@ class Fitted:
 
     Attributes:
         graph: ONNX: ``categories`` int64 [n, C] and ``numbers`` float32 [n, 2·D] (what is not used may be
-            left out) → ``logits`` float32 [n].
-        probabilities: of the validation rows, as the framework itself computes them, [n].
+            left out) → ``logits`` float32 [n], or [n, k] of k classes.
+        probabilities: of the validation rows, as the framework itself computes them: [n], or [n, k]; of a
+            regression the values, [n].
     """
 
     graph: bytes
@@ -55,7 +58,7 @@ def fit(job: Job) -> FunctionModel:
     """
     epochs = job.params.get("epochs")
     content = _task.run(job, GRAPH, train, epochs if isinstance(epochs, int) else None)
-    return FunctionModel(content, job.shape, reports(job.folder / job.run_key))
+    return FunctionModel(content, job.shape, reports(job.folder / job.run_key), job.training.task)
 
 
 def train(work: _task.Work) -> bytes:
@@ -66,21 +69,24 @@ def train(work: _task.Work) -> bytes:
         raise TrainingInvalid(
             f"{name} returned a {type(made).__name__}", hint="return manta.Fitted(graph, probabilities)"
         )
+    task = work.training.task
     session = _session(name, made.graph, work.shape)
     rows = slice(0, MOST_ROWS)
     theirs = np.asarray(made.probabilities, dtype=np.float64)
-    if theirs.shape != (len(work.validation.labels),):
+    expected = tasks.answers_shape(len(work.validation.labels), work.shape.get("outputs", 1))
+    if theirs.shape != expected:
         raise TrainingInvalid(
             f"{name} returned probabilities of shape {list(theirs.shape)} for "
             f"{len(work.validation.labels)} validation rows",
-            hint="Fitted(probabilities=…): one for each row of work.validation, in its order",
+            hint=f"Fitted(probabilities=…): of shape {list(expected)}, for each row of work.validation, in "
+            "its order",
         )
     few = Arrays(work.validation.arrays.categories[rows], work.validation.arrays.numbers[rows])
-    apart = np.abs(_answers(session, few) - theirs[rows])
+    apart = np.abs(_answers(session, few, task) - theirs[rows]) / tasks.unit(task, work.train.labels)
     if not (apart <= TOLERANCE).all():  # not-a-number is not within it
         raise TrainingInvalid(
-            f"the graph that {name} returned differs from the model by {np.nanmax(apart):.2g} in probability "
-            f"on the validation rows; {TOLERANCE:g} is allowed",
+            f"the graph that {name} returned differs from the model by {np.nanmax(apart):.2g} "
+            f"{tasks.UNIT[task]} on the validation rows; {TOLERANCE:g} is allowed",
             hint="logits, not probabilities? in evaluation mode? the same order of columns?",
         )
     return made.graph
@@ -92,7 +98,8 @@ def _session(name: str, graph: bytes, shape: dict[str, Any]) -> onnxruntime.Infe
     """
     import onnxruntime
 
-    hint = "categories int64 [n, C], numbers float32 [n, 2·D] → logits float32 [n]"
+    shape_of_logits = tasks.answers_shape(3, shape.get("outputs", 1))
+    hint = "categories int64 [n, C], numbers float32 [n, 2·D] → logits float32 [n], of k classes [n, k]"
     try:
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no base below Exception
@@ -104,24 +111,26 @@ def _session(name: str, graph: bytes, shape: dict[str, Any]) -> onnxruntime.Infe
     width, numbers = len(shape["categories"]), shape["numbers"]
     few = Arrays(np.zeros((3, width), np.int64), np.zeros((3, numbers), np.float32))
     try:
-        found = _answers(session, few)
+        found = _logits(session, few)
     except Exception as error:
         raise TrainingInvalid(
             f"the graph that {name} returned fails on three rows: {error}", hint=hint
         ) from error
-    if found.shape != (3,):
+    if found.shape != shape_of_logits:
         raise TrainingInvalid(
             f"the graph that {name} returned gives shape {list(found.shape)} for 3 rows", hint=hint
         )
     return session
 
 
-def _answers(session: onnxruntime.InferenceSession, arrays: Arrays) -> np.ndarray:
+def _logits(session: onnxruntime.InferenceSession, arrays: Arrays) -> np.ndarray:
     given = {"categories": arrays.categories, "numbers": arrays.numbers}
     taken = {each.name: given[each.name] for each in session.get_inputs()}
-    logits = np.asarray(session.run(["logits"], taken)[0], dtype=np.float64)
-    answered: np.ndarray = 1 / (1 + np.exp(-logits))
-    return answered
+    return np.asarray(session.run(["logits"], taken)[0])
+
+
+def _answers(session: onnxruntime.InferenceSession, arrays: Arrays, task: Task) -> np.ndarray:
+    return tasks.answers(task, _logits(session, arrays))
 
 
 @dataclass
@@ -131,11 +140,11 @@ class FunctionModel:
     content: bytes
     shape: dict[str, Any]
     reports: list[dict[str, Any]]
+    task: Task = "binary"
 
     def probabilities(self, arrays: Arrays) -> np.ndarray:
         """By the graph: the framework has been compared with it where it was at hand."""
-        answered = _answers(_session("the training", self.content, self.shape), arrays)
-        return answered.astype(np.float32)
+        return _answers(_session("the training", self.content, self.shape), arrays, self.task)
 
     def graph(self) -> onnx.ModelProto:
         import onnx

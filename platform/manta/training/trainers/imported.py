@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def check(job: Job) -> None:
     """Raises:
     NotFound: no such file has been put.
-    ModelRefused: it may not be loaded.
+    ModelRefused: it may not be loaded; or it answers one probability, and the training is not binary.
     ExtraMissing: XGBoost is not installed, and the file is of it.
     """
     _read(job)
@@ -65,6 +65,13 @@ def _read(job: Job) -> Graph | Booster | File:
             how.file, "has been changed since it was put here", f"remove {path}, and import it"
         )
     file = formats.examine(how.file, content)
+    if file.kind is not Kind.SAFETENSORS and job.training.task != "binary":
+        raise formats.refused(
+            file.name,
+            f"is taken for the probability of one class, and {job.training.name} is a {job.training.task} "
+            "training",
+            "bring the weights of a torch module as safetensors, or train it here by Function()",
+        )
     if file.kind is Kind.ONNX:
         return foreign.read(file)
     if file.kind is Kind.XGBOOST:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from manta.definitions.metrics import Task
 from manta.errors import TrainingInvalid
 from manta.models import trees
 from manta.training.encoder import Arrays
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     import onnx
 
 MODEL, CHECKPOINT = "model.txt", "checkpoint.txt"
+OBJECTIVES: dict[Task, tuple[str, str]] = {  # and the metric that is reported unless another is asked for
+    "binary": ("binary", "binary_logloss"),
+    "multiclass": ("multiclass", "multi_logloss"),
+    "regression": ("regression", "rmse"),
+}
 
 
 def check(job: Job) -> None:
@@ -45,12 +51,15 @@ def train(work: _task.Work) -> bytes:
     import lightgbm
 
     rounds, patience, params = _boosting.asked(work.params)
-    own = {"objective": "binary", "num_threads": work.threads, "seed": work.training.seed, "verbosity": -1}
-    given = {"deterministic": True, "force_col_wise": True, "metric": "binary_logloss", **params, **own}
+    objective, metric = OBJECTIVES[work.training.task]
+    own = {"objective": objective, "num_threads": work.threads, "seed": work.training.seed, "verbosity": -1}
+    if work.training.task == "multiclass":
+        own["num_class"] = work.shape["outputs"]
+    given = {"deterministic": True, "force_col_wise": True, "metric": metric, **params, **own}
     before = None
     if (kept := work.kept(CHECKPOINT)) is not None:
         before = lightgbm.Booster(model_str=kept.decode())
-    done = before.num_trees() if before is not None else 0
+    done = before.current_iteration() if before is not None else 0
     work.reported(done)
     train = lightgbm.Dataset(_task.matrix(work.train.arrays), work.train.labels, free_raw_data=False)
     held = lightgbm.Dataset(
@@ -75,7 +84,8 @@ def train(work: _task.Work) -> bytes:
 def _reports(work: _task.Work) -> Callable[[Any], None]:
     def report(state: Any) -> None:
         figures = {
-            f"{each[0]}_{each[1].removeprefix('binary_')}": each[2] for each in state.evaluation_result_list
+            f"{each[0]}_{each[1].removeprefix('binary_').removeprefix('multi_')}": each[2]
+            for each in state.evaluation_result_list
         }
         _boosting.told(
             work, state.iteration + 1, figures, CHECKPOINT, lambda: state.model.model_to_string().encode()
@@ -105,13 +115,15 @@ class LightGBMModel:
         told = lightgbm.Booster(model_str=self.content.decode()).dump_model()
         if told.get("average_output"):
             raise TrainingInvalid('boosting="rf" cannot be packaged', hint='boosting="gbdt" is the default')
-        return trees.graph([_tree(each["tree_structure"]) for each in told["tree_info"]], self.shape)
+        several = told["num_tree_per_iteration"]
+        grown = [_tree(each["tree_structure"], at % several) for at, each in enumerate(told["tree_info"])]
+        return trees.graph(grown, self.shape)
 
     def files(self) -> dict[str, bytes]:
         return {MODEL: self.content}
 
 
-def _tree(root: dict[str, Any]) -> trees.Tree:
+def _tree(root: dict[str, Any], output: int) -> trees.Tree:
     nodes: list[dict[str, Any]] = []
     children: list[tuple[int, int]] = []
 
@@ -136,4 +148,5 @@ def _tree(root: dict[str, Any]) -> trees.Tree:
         left=left,
         right=right,
         value=np.array([node.get("leaf_value", 0.0) for node in nodes], dtype=np.float64),
+        output=output,
     )

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from manta.definitions import Torch, load_function
+from manta.definitions.metrics import Task
 from manta.errors import MantaError, ModelRefused, TrainingInvalid, Unavailable
-from manta.training import whole
+from manta.training import tasks, whole
 from manta.training.checkpoints import broken, mend
 from manta.training.encoder import Arrays
 from manta.training.loop import Dealt, Reports, run_loop
@@ -269,14 +270,14 @@ class TorchModel:
     module: torch.nn.Module
     shape: dict[str, Any]
     reports: list[dict[str, Any]]
+    task: Task = "binary"
 
     def probabilities(self, arrays: Arrays) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
             logits = self.module(torch.from_numpy(arrays.categories), torch.from_numpy(arrays.numbers))
-        answered: np.ndarray = torch.sigmoid(logits).numpy()
-        return answered
+        return tasks.answers(self.task, logits.numpy())
 
     def graph(self) -> onnx.ModelProto:
         return _export(self.module, self.shape)
@@ -312,12 +313,14 @@ def _checkable(job: Job) -> None:
     except Exception as error:
         raise TrainingInvalid(
             f"{job.training.module} fails on rows of shape {job.shape}: {type(error).__name__}: {error}",
-            hint="forward(categories int64 [n, C], numbers float32 [n, 2·D]) returns logits [n]",
+            hint="forward(categories int64 [n, C], numbers float32 [n, 2·D]) returns logits",
         ) from error
-    if tuple(logits.shape) != (len(few.categories),):
+    outputs = job.shape.get("outputs", 1)
+    if tuple(logits.shape) != tasks.answers_shape(len(few.categories), outputs):
+        each = "one per row: squeeze(-1)" if outputs == 1 else f"of shape [n, {outputs}]: shape['outputs']"
         raise TrainingInvalid(
             f"{job.training.module} returns shape {list(logits.shape)} for {len(few.categories)} rows",
-            hint="forward(categories, numbers) returns logits, one per row: squeeze(-1)",
+            hint=f"forward(categories, numbers) returns logits, {each}",
         )
 
 
@@ -348,7 +351,7 @@ def _load(job: Job, checkpoint: Path) -> TorchModel:
             f"{CHECKPOINT_FILE} is not the state of {job.training.module}(shape): {error}",
             hint="the loop must train the same module, built with config['shape']",
         ) from error
-    return TorchModel(module, job.shape, reports(checkpoint.parent))
+    return TorchModel(module, job.shape, reports(checkpoint.parent), job.training.task)
 
 
 def of_weights(job: Job, name: str, content: bytes) -> TorchModel:
@@ -368,7 +371,7 @@ def of_weights(job: Job, name: str, content: bytes) -> TorchModel:
             f"{name} does not hold the weights of {job.training.module}(shape): {str(error)[:1000]}",
             hint=f"shape is {job.shape}: the same examples and features give the same",
         ) from error
-    return TorchModel(module.eval(), job.shape, [])
+    return TorchModel(module.eval(), job.shape, [], job.training.task)
 
 
 def _weights(module: torch.nn.Module) -> bytes:

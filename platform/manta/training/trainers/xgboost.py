@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from manta.definitions import XGBoost
+from manta.definitions.metrics import Task
 from manta.errors import TrainingInvalid
 from manta.models import trees
 from manta.training.encoder import Arrays
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     import onnx
 
 MODEL, CHECKPOINT = "model.ubj", "checkpoint.ubj"
+OBJECTIVES: dict[Task, tuple[str, str]] = {  # and the metric that is reported unless another is asked for
+    "binary": ("binary:logistic", "logloss"),
+    "multiclass": ("multi:softprob", "mlogloss"),
+    "regression": ("reg:squarederror", "rmse"),
+}
 MEETING_SECONDS = 300  # for all workers to meet, and for a word from one that does not close its connections
 
 
@@ -50,7 +56,7 @@ def fit(job: Job) -> XGBoostModel:
         content = _task.run(job, MODEL, train, rounds)
     else:
         content = _group.run(job, MODEL, train, how.workers, _meeting, rounds)
-    return XGBoostModel(content, job.shape, reports(job.folder / job.run_key))
+    return XGBoostModel(content, job.shape, reports(job.folder / job.run_key), job.training.task)
 
 
 @contextmanager
@@ -89,8 +95,11 @@ def train(work: _task.Work) -> bytes:
     import xgboost
 
     rounds, patience, params = _boosting.asked(work.params)
-    own = {"objective": "binary:logistic", "nthread": work.threads, "seed": work.training.seed}
-    given = {"tree_method": "hist", "eval_metric": "logloss", "validate_parameters": True, **params, **own}
+    objective, metric = OBJECTIVES[work.training.task]
+    own: dict[str, Any] = {"objective": objective, "nthread": work.threads, "seed": work.training.seed}
+    if work.training.task == "multiclass":
+        own["num_class"] = work.shape["outputs"]
+    given = {"tree_method": "hist", "eval_metric": metric, "validate_parameters": True, **params, **own}
     before = None
     if (kept := work.kept(CHECKPOINT)) is not None:
         before = xgboost.Booster(model_file=bytearray(kept))
@@ -142,6 +151,7 @@ class XGBoostModel:
     content: bytes
     shape: dict[str, Any]
     reports: list[dict[str, Any]]
+    task: Task = "binary"
 
     def probabilities(self, arrays: Arrays) -> np.ndarray:
         import xgboost
@@ -161,19 +171,26 @@ class XGBoostModel:
             raise TrainingInvalid(
                 f"booster={boosted['name']} cannot be packaged", hint='booster="gbtree" is the default'
             )
-        share = float(learner["learner_model_param"]["base_score"].strip("[]"))
+        told, outputs = boosted["model"], boosted["model"]["tree_info"]
         return trees.graph(
-            [_tree(each) for each in boosted["model"]["trees"]],
+            [_tree(each, output) for each, output in zip(told["trees"], outputs, strict=True)],
             self.shape,
-            base=float(np.log(share / (1 - share))),
+            base=self._base(learner["learner_model_param"]["base_score"]),
             strict=True,
         )
+
+    def _base(self, told: str) -> list[float]:
+        """What each output starts from; of a binary model it is told as a probability."""
+        held = np.array([float(each) for each in told.strip("[]").split(",")])
+        if self.task == "binary":
+            held = np.log(held / (1 - held))
+        return [float(each) for each in np.broadcast_to(held, self.shape.get("outputs", 1))]
 
     def files(self) -> dict[str, bytes]:
         return {MODEL: self.content}
 
 
-def _tree(told: dict[str, Any]) -> trees.Tree:
+def _tree(told: dict[str, Any], output: int) -> trees.Tree:
     # float32, written in few digits; a leaf's value stands there too.
     value = np.asarray(told["split_conditions"], dtype=np.float32).astype(np.float64)
     return trees.Tree(
@@ -182,4 +199,5 @@ def _tree(told: dict[str, Any]) -> trees.Tree:
         left=np.asarray(told["left_children"], dtype=np.int64),
         right=np.asarray(told["right_children"], dtype=np.int64),
         value=value,
+        output=output,
     )
