@@ -39,7 +39,8 @@ def finish(whole: Sketch) -> dict[str, Any]:
       numbers end halfway between them; None for numbers that
       are further apart than floats reach.
 
-    Nested and binary columns end with ``distinct``. Times and decimals are texts. Nothing is NaN or infinite.
+    Nested and binary columns end with ``distinct``; lists have ``lengths``, {min, max}, too. Times and
+    decimals are texts. Nothing is NaN or infinite.
     """
     columns = {name: _figures(whole, name, column) for name, column in whole.columns.items()}
     return {"rows": whole.rows, "sampled": whole.sample.height, "columns": columns}
@@ -65,6 +66,8 @@ def _figures(whole: Sketch, name: str, column: Column) -> dict[str, Any]:
     told: dict[str, Any] = {"type": _type(kind), "nulls": column.nulls}
     if column.hashes is not None:
         told["distinct"] = _distinct(column, column.hashes)
+    if column.shortest is not None:
+        told["lengths"] = {"min": column.shortest, "max": column.longest}
     if kind.is_float():
         told |= {"nan": column.nan, "infinite": column.infinite}
     if column.least is None:

@@ -126,7 +126,10 @@ def distinct(figures: dict[str, Any]) -> str:
 
 
 def span(figures: dict[str, Any]) -> str:
-    """From the least to the greatest value."""
+    """From the least to the greatest value; of lists, how long they are."""
+    if "lengths" in figures:
+        least, most = figures["lengths"]["min"], figures["lengths"]["max"]
+        return f"{least:,} long" if least == most else f"{least:,} … {most:,} long"
     return f"{short(figures['min'])} … {short(figures['max'])}" if "min" in figures else ""
 
 

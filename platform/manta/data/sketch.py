@@ -36,8 +36,9 @@ class Column:
     """Of the values that are not null; of floats, the figures are of the finite ones.
 
     Times and dates are numbers here, as Arrow keeps them. ``squares`` is the sum of squared distances from
-    ``mean``. ``hashes`` are the least distinct ones, ascending; ``tally`` has the values and how often each
-    came, by hash. Both are None where they cannot be had; the tally also once its values are too many.
+    ``mean``. ``shortest`` and ``longest`` are numbers of elements, of lists. ``hashes`` are the least
+    distinct ones, ascending; ``tally`` has the values and how often each came, by hash. Both are None where
+    they cannot be had; the tally also once its values are too many.
     """
 
     type: pl.DataType
@@ -49,6 +50,8 @@ class Column:
     greatest: Any = None
     mean: float = 0.0
     squares: float = 0.0
+    shortest: int | None = None
+    longest: int | None = None
     hashes: np.ndarray | None = None
     tally: dict[int, tuple[Any, int]] | None = None
 
@@ -133,7 +136,18 @@ def _column(kind: pl.DataType, values: pl.Series) -> Column:
     held = values.drop_nulls() if nulls else values
     hashes, tally = _hashed(held)
     finite, nan, infinite = _finite(held)
-    counted = Column(kind, len(values), nulls, nan, infinite, hashes=hashes, tally=tally)
+    shortest, longest = _lengths(held)
+    counted = Column(
+        kind,
+        len(values),
+        nulls,
+        nan,
+        infinite,
+        shortest=shortest,
+        longest=longest,
+        hashes=hashes,
+        tally=tally,
+    )
     if finite.is_empty() or not _compared(kind):
         return counted
     least, greatest = _range(finite, tally)
@@ -143,6 +157,15 @@ def _column(kind: pl.DataType, values: pl.Series) -> Column:
         mean = float(numbers.mean())  # type: ignore[arg-type]
         squares = float(numbers.var(ddof=0)) * len(numbers)  # type: ignore[arg-type]
     return replace(counted, least=least, greatest=greatest, mean=mean, squares=squares)
+
+
+def _lengths(held: pl.Series) -> tuple[int | None, int | None]:
+    if isinstance(held.dtype, pl.Array):
+        held = held.arr.to_list()
+    if not isinstance(held.dtype, pl.List):
+        return None, None
+    lengths = held.list.len()
+    return lengths.min(), lengths.max()  # type: ignore[return-value]
 
 
 def _range(values: pl.Series, tally: dict[int, tuple[Any, int]] | None) -> tuple[Any, Any]:
@@ -232,6 +255,8 @@ def _merged(name: str, parts: Sequence[Column], alike: bool) -> Column:
         greatest=max((part.greatest for part in held), default=None),
         mean=mean,
         squares=sum(part.squares + part.finite * (part.mean - mean) ** 2 for part in held),
+        shortest=min((part.shortest for part in parts if part.shortest is not None), default=None),
+        longest=max((part.longest for part in parts if part.longest is not None), default=None),
         hashes=_least([part.hashes for part in counted]) if alike else None,
         tally=_tally([part.tally for part in counted]) if alike else None,
     )

@@ -178,6 +178,10 @@ class Training(Runnable):
     ``multiclass``. The last checkpoint reported is the model. A parameter named ``epochs``, where there is
     one, says how many reports to expect, for the progress bar.
 
+    Of features that are vectors, the elements stand behind the other numbers, each standardised by itself,
+    and each vector has one flag: the share of it that is missing. ``shape["vectors"]`` says where each begins
+    in ``numbers``, and how long it is.
+
     Attributes:
         model: the registered model's name; the definition's name, unless given.
         task: what it predicts, as above.

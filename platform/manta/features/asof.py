@@ -104,7 +104,8 @@ def dtype(kind: str) -> pl.DataType:
 def cast(name: str, held: pl.DataType, kind: str, *, whole_seconds: bool = True) -> pl.Expr | None:
     """How a column is read as a type of `wire.py`; None when it cannot be without losing something.
 
-    NaN becomes null, as Feast keeps no NaN; instants become whole seconds, as Feast keeps them.
+    NaN becomes null, as Feast keeps no NaN; instants become whole seconds, as Feast keeps them. In a list of
+    floats null becomes NaN, for Feast's lists hold no nulls.
     """
     column = pl.col(name)
     if held == pl.Null:
@@ -113,7 +114,11 @@ def cast(name: str, held: pl.DataType, kind: str, *, whole_seconds: bool = True)
     if item is not None:
         inner = held.inner if isinstance(held, pl.List | pl.Array) else None
         fits = inner is not None and cast("", _type(inner), item) is not None
-        return column.cast(dtype(kind)) if fits else None
+        if not fits:
+            return None
+        column = column.cast(dtype(kind))
+        whole = not item.startswith("float")
+        return column if whole else column.list.eval(pl.element().fill_null(float("nan")))
     if not _FITS[kind](held):
         return None
     if kind == "timestamp":

@@ -14,6 +14,7 @@ from typing import Any
 
 from manta.errors import DefinitionInvalid
 from manta.features.compiled import OnDemand
+from manta.features.wire import item_type
 
 Function = Callable[[dict[str, Any]], Mapping[str, Any]]
 Columns = Mapping[str, Sequence[Any]]
@@ -52,10 +53,19 @@ def _column(values: Any, kind: str, rows: int) -> list[Any]:
     listed: list[Any] = values.tolist() if hasattr(values, "tolist") else list(values)
     if len(listed) != rows:
         raise ValueError(f"{len(listed)} values for {rows} rows")
+    item = item_type(kind)
+    if item is not None:
+        each = _CONVERT.get(item)
+        return [None if value is None else _list(value, each) for value in listed]
     convert = _CONVERT.get(kind)
     if convert is None:
         return listed
     return [None if value is None or value != value else convert(value) for value in listed]
+
+
+def _list(values: Any, convert: Callable[[Any], Any] | None) -> list[Any]:
+    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    return listed if convert is None else [None if each is None else convert(each) for each in listed]
 
 
 def _integer(value: Any) -> int:

@@ -164,7 +164,8 @@ def _series(column: str, name: str, values: Sequence[Any], kind: str, required: 
     convert = _CONVERT[kind.removeprefix("list[").removesuffix("]")]
     try:
         if kind.startswith("list["):
-            held = [None if each is None else _list(each, convert) for each in values]
+            gaps = kind in ("list[float32]", "list[float64]")
+            held = [None if each is None else _list(each, convert, gaps) for each in values]
         else:
             held = [None if each is None else convert(each) for each in values]
         series = pl.Series(column, held, dtype=asof.dtype(kind), strict=True)
@@ -179,9 +180,11 @@ def _series(column: str, name: str, values: Sequence[Any], kind: str, required: 
     return series
 
 
-def _list(values: Any, convert: Callable[[Any], Any]) -> list[Any]:
+def _list(values: Any, convert: Callable[[Any], Any], gaps: bool) -> list[Any]:
     if not isinstance(values, list):
         raise TypeError(f"{values!r:.80} is not a list")
+    if not gaps and None in values:
+        raise TypeError("it has null inside a list")
     return [None if each is None else convert(each) for each in values]
 
 

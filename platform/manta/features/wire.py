@@ -191,6 +191,14 @@ def _packed(encode_item: Callable[[Any], bytes]) -> Callable[[Sequence[Any]], by
     return pack
 
 
+def _packed_floats(form: str) -> Callable[[Sequence[float]], bytes]:
+    def pack(values: Sequence[float]) -> bytes:
+        body = struct.pack(f"<{len(values)}{form}", *values)
+        return b"\x0a" + _varint(len(body)) + body if body else b""
+
+    return pack
+
+
 def _repeated(encode_item: Callable[[Any], bytes]) -> Callable[[Sequence[Any]], bytes]:
     sized = _sized(b"\x0a")
     return lambda values: b"".join([sized(encode_item(value)) for value in values])
@@ -201,8 +209,8 @@ _ITEMS: dict[str, Callable[[Sequence[Any]], bytes]] = {
     "bytes": _repeated(bytes),
     "int32": _packed(_varint),
     "int64": _packed(_varint),
-    "float64": _packed(_F64.pack),
-    "float32": _packed(_F32.pack),
+    "float64": _packed_floats("d"),
+    "float32": _packed_floats("f"),
     "bool": _packed(lambda value: b"\x01" if value else b"\x00"),
     "timestamp": _packed(lambda value: _varint(epoch_seconds(value))),
 }

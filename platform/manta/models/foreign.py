@@ -337,10 +337,12 @@ def check_features(name: str, wanted: Mapping[str, str], held: Mapping[str, str]
     for feature, kind in wanted.items():
         have = held[feature]
         fits = {"string": have != "float32", "int64": have in ("int64", "bool")}.get(kind, have != "string")
-        if not fits:
+        if not fits or have == "list":
             raise ModelRefused(
                 f"{name} takes {feature} as {kind}, and it is of type {have}",
-                hint="train it on the features as they are",
+                hint="a model that was made elsewhere cannot take vectors yet: put its weights into a module"
+                if have == "list"
+                else "train it on the features as they are",
             )
         # As a package feeds them; whole numbers as float64, which holds them exactly.
         fed[feature] = have if kind == "string" else "float64" if kind == "int64" else kind

@@ -2,7 +2,7 @@
 
 The encoding is part of the graph, so that what a replica computes cannot drift from what was trained. Its
 second half is what a trainer exports: a graph with the inputs ``categories`` int64 [n, C] and ``numbers``
-float32 [n, 2·D] and the output ``logits`` float32 [n], or [n, k] of k classes.
+float32 [n, N] and the output ``logits`` float32 [n], or [n, k] of k classes.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def raw_graph(
     """Both halves as one checked graph.
 
     Inputs: one per feature, by its name, shape [n]; tensor(string) for categories ("" is missing), float32
-    for numbers (NaN is missing). Output: ``probability`` float32 [n], the logits' sigmoid; of several
-    classes ``probabilities`` float32 [n, outputs], their softmax; of a regression ``prediction`` float32 [n],
-    which they are.
+    for numbers (NaN is missing); of a vector float32 [n, length]. Output: ``probability`` float32 [n], the
+    logits' sigmoid; of several classes ``probabilities`` float32 [n, outputs], their softmax; of a regression
+    ``prediction`` float32 [n], which they are.
 
     Raises:
         TrainingInvalid: the module's graph has other inputs or outputs, or a feature is called like the
@@ -85,6 +85,11 @@ def _encoder(encoding: Encoding) -> onnx.ModelProto:
             name, TensorProto.FLOAT if kind == "float32" else TensorProto.STRING, ["n"]
         )
         for name, kind in encoding.inputs.items()
+        if name not in encoding.vectors
+    ]
+    inputs += [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", length])
+        for name, length in encoding.lengths.items()
     ]
 
     def constant(name: str, value: np.ndarray) -> str:
@@ -102,12 +107,16 @@ def _encoder(encoding: Encoding) -> onnx.ModelProto:
         for name, values in encoding.vocabularies.items()
     ]
     raw = [node("Unsqueeze", [name, column], f"{name}/column") for name in encoding.moments]
+    raw += encoding.vectors
     # Where there is nothing to join, a slice of no columns takes the batch's size from the other half.
     nothing = constant("nothing", np.array([0], dtype=np.int64))
     if raw:
         joined = node("Concat", raw, "raw", axis=1)
         means, deviations = (
-            np.array(row, dtype=np.float32) for row in zip(*encoding.moments.values(), strict=True)
+            np.array(
+                [*(each[at] for each in encoding.moments.values()), *_of_vectors(encoding, at)], "float32"
+            )
+            for at in (0, 1)
         )
         absent = node("Or", [node("IsNaN", [joined], "nan"), node("IsInf", [joined], "inf")], "absent")
         centred = node("Sub", [joined, constant("means", means)], "centred")
@@ -115,6 +124,8 @@ def _encoder(encoding: Encoding) -> onnx.ModelProto:
         zero = constant("zero", np.array(0, dtype=np.float32))
         values = node("Where", [absent, zero, scaled], "values")
         flags = node("Cast", [absent], "flags", to=TensorProto.FLOAT)
+        if encoding.vectors:
+            flags = node("Concat", _shares(node, constant, encoding, flags, column), "shares", axis=1)
         node("Concat", [values, flags], "numbers", axis=1)
     if indices:
         node("Concat", indices, "categories", axis=1)
@@ -134,6 +145,36 @@ def _encoder(encoding: Encoding) -> onnx.ModelProto:
     graph = helper.make_graph(nodes, "manta", inputs, outputs, initializer=held)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="manta")
+
+
+def _of_vectors(encoding: Encoding, which: int) -> list[float]:
+    """The means (0) or deviations (1) of the vectors' elements."""
+    return [each for moments in encoding.vectors.values() for each in moments[which]]
+
+
+def _shares(
+    node: Callable[..., str],
+    constant: Callable[[str, np.ndarray], str],
+    encoding: Encoding,
+    flags: str,
+    column: str,
+) -> list[str]:
+    """From a flag for each value to one for each feature: of a vector, the share of its elements."""
+
+    def cut(name: str, start: int, end: int) -> str:
+        bounds = [
+            constant(f"{name}/{side}", np.array([at], dtype=np.int64))
+            for side, at in (("from", start), ("to", end))
+        ]
+        return node("Slice", [flags, *bounds, column], name)
+
+    found = [cut("of_numbers", 0, len(encoding.moments))] if encoding.moments else []
+    for name, (start, length) in encoding.shape["vectors"].items():
+        # A sum of ones and a quotient are exact: the same share as NumPy's.
+        count = node("ReduceSum", [cut(f"{name}/flags", start, start + length), column], f"{name}/count")
+        whole = constant(f"{name}/length", np.array(length, dtype=np.float32))
+        found.append(node("Div", [count, whole], f"{name}/share"))
+    return found
 
 
 def _lookup(node: Callable[..., str], name: str, values: tuple[str, ...]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from manta.errors import ModelUnavailable, RequestInvalid
+from manta.models.encoding import vector_length
 
 GRAPH = "model.onnx"
 CARD = "package.json"
@@ -103,7 +104,7 @@ class Package:
         card: what package.json says.
         digest: the package's identity.
         inputs: feature → "string", "int64", "bool" (categories), "float32" or "float64" (any number or
-            boolean).
+            boolean), "float32[64]" (a vector of as many).
         task: what it predicts: "binary", "multiclass" or "regression".
         classes: what a multiclass model tells apart, in the order of its probabilities; else empty.
     """
@@ -136,10 +137,12 @@ class Package:
 
         Args:
             columns: per feature a list, a NumPy or a pyarrow array, all of one length; None and NaN are
-                missing values. Columns that the model does not take are ignored.
+                missing values. Vectors are lists of numbers, or a matrix. Columns that the model does not
+                take are ignored.
 
         Raises:
-            RequestInvalid: a column is missing, of another length, or of the wrong type.
+            RequestInvalid: a column is missing, of another length, or of the wrong type; a vector is of
+                another length than the model takes.
         """
         missing = [name for name in self.inputs if name not in columns]
         if missing:
@@ -149,7 +152,9 @@ class Package:
                 fields=missing,
             )
         feeds = {
-            name: _numbers(name, kind, columns[name])
+            name: _vectors(name, length, columns[name])
+            if (length := vector_length(kind))
+            else _numbers(name, kind, columns[name])
             if kind in NUMBERS
             else _texts(name, kind, columns[name])
             for name, kind in self.inputs.items()
@@ -179,6 +184,45 @@ def _numbers(name: str, kind: str, values: Any) -> np.ndarray:
         over="ignore"
     ):  # what float32 cannot hold becomes infinite, which the graph takes as missing
         return raw.astype(kind)
+
+
+def _vectors(name: str, length: int, values: Any) -> np.ndarray:
+    """float32 [n, length], NaN where something is missing."""
+    try:
+        raw = np.asarray(values)
+    except ValueError:
+        raw = np.empty(0, dtype=object)  # of several lengths
+    if raw.ndim == 0:
+        raise _wrong(name, f"a list of {length} numbers per row", values)
+    if raw.ndim != 2 or raw.dtype.kind not in "fiub":
+        rows = values.tolist() if hasattr(values, "tolist") else list(values)
+        raw = np.array([_vector(name, length, row, number) for number, row in enumerate(rows)])
+        raw = raw.reshape(len(rows), length)
+    elif raw.shape[1] != length:
+        raise _of_another_length(name, length, raw.shape[1], 0)
+    with np.errstate(over="ignore"):
+        return raw.astype(np.float32)
+
+
+def _vector(name: str, length: int, row: Any, number: int) -> np.ndarray:
+    if row is None or (isinstance(row, float) and row != row):
+        return np.full(length, np.nan)
+    if not isinstance(row, list | tuple | np.ndarray):
+        raise _wrong(name, f"a list of {length} numbers", row)
+    if len(row) != length:
+        raise _of_another_length(name, length, len(row), number)
+    wrong = next((one for one in row if one is not None and not _is_number(one)), None)
+    if wrong is not None:
+        raise _wrong(name, f"a list of {length} numbers", wrong)
+    return np.array([np.nan if one is None else float(one) for one in row], dtype=np.float64)
+
+
+def _of_another_length(name: str, length: int, found: int, number: int) -> RequestInvalid:
+    return RequestInvalid(
+        f"{name}: the model takes vectors of {length} numbers, and row {number} has {found}",
+        hint="give as many numbers as it was trained with; null stands for one that is missing",
+        fields=[name],
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -22,6 +22,7 @@ import httpx
 
 from manta.errors import Unavailable
 from manta.models import package
+from manta.models.encoding import vector_length
 from manta.secrets import redactor, resolve_url, without_passwords
 
 if TYPE_CHECKING:
@@ -238,6 +239,7 @@ def _describe(folder: Path, location: Path, run: str) -> None:
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import Array
 
     card = json.loads((location / package.CARD).read_text())
     kinds = {
@@ -247,7 +249,12 @@ def _describe(folder: Path, location: Path, run: str) -> None:
         "float32": DataType.double,
         "float64": DataType.double,
     }
-    taken = Schema([ColSpec(kinds[kind], name, required=False) for name, kind in card["inputs"].items()])
+    taken = Schema(
+        [
+            ColSpec(Array(kinds["float32"]) if vector_length(kind) else kinds[kind], name, required=False)
+            for name, kind in card["inputs"].items()
+        ]
+    )
     given: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.float, each) for each in card.get("classes") or (None,)
     ]

@@ -19,6 +19,7 @@ from manta.definitions import Endpoint
 from manta.errors import FeaturesStale, ModelUnavailable, RequestInvalid
 from manta.features.compiled import Service, read_manifest, service_of
 from manta.features.online import Looked, OnlineReader
+from manta.features.wire import item_type
 from manta.models import package as packages
 from manta.models.package import Package
 
@@ -150,10 +151,10 @@ def by_keys(
 def by_rows(
     endpoint: Endpoint, loaded: Loaded, rows: Sequence[Row], *, show_features: bool
 ) -> list[dict[str, Any]]:
-    """One prediction per row of feature values; null is a missing value.
+    """One prediction per row of feature values; null is a missing value. A vector is a list of numbers.
 
     Raises:
-        RequestInvalid: a feature is missing, unknown, or of the wrong type.
+        RequestInvalid: a feature is missing, unknown, or of the wrong type; a vector of another length.
     """
     types = loaded.service.types
     _check(rows, needed=loaded.package.inputs, allowed=types)
@@ -276,6 +277,9 @@ def _value(value: Any, name: str, kind: str, number: int, rows: Sequence[Row]) -
     """The value as features of that type are held; None is a missing value."""
     if value is None:
         return None
+    item = item_type(kind)
+    if item is not None and isinstance(value, list):
+        return _items(value, name, item, number, rows)
     types, described = ACCEPTED.get(kind, ((list,), "a list"))
     if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
         raise _wrong(name, number, rows, f"must be {described}, not {value!r:.80}")
@@ -295,6 +299,14 @@ def _value(value: Any, name: str, kind: str, number: int, rows: Sequence[Row]) -
         except OverflowError:
             raise _wrong(name, number, rows, f"must fit into {kind}, and {value!r:.80} does not") from None
     return value
+
+
+def _items(values: list[Any], name: str, item: str, number: int, rows: Sequence[Row]) -> list[Any]:
+    # Vectors may be long, and most hold numbers and nothing else.
+    if item in ("float32", "float64") and set(map(type, values)) <= {float, int}:
+        with contextlib.suppress(OverflowError):
+            return list(map(float, values))
+    return [_value(each, f"{name}[{at}]", item, number, rows) for at, each in enumerate(values)]
 
 
 def _wrong(

@@ -16,7 +16,8 @@ SEEN_AT_LEAST = 2  # a value seen once teaches nothing but itself: such rows tra
 
 @dataclass(frozen=True)
 class Arrays:
-    """Encoded rows: ``categories`` int64 [n, C]; ``numbers`` float32 [n, 2·D], values then missing flags."""
+    """Encoded rows: ``categories`` int64 [n, C]; ``numbers`` float32 [n, N], values then missing flags, as
+    :class:`~manta.models.encoding.Encoding` lays them out."""
 
     categories: np.ndarray
     numbers: np.ndarray
@@ -45,25 +46,29 @@ def fit(rows: pl.DataFrame, categories: Sequence[str] | None = None) -> Encoding
             f"categories names features that the service does not have: {', '.join(unknown)}",
             hint=f"its features are {', '.join(rows.columns)}",
         )
-    numbers = [name for name in rows.columns if name not in categories]
+    vectors = [name for name, kind in rows.schema.items() if _is_vector(kind) and name not in categories]
+    numbers = [name for name in rows.columns if name not in categories and name not in vectors]
     if not rows.columns:
         raise TrainingInvalid("the feature service has no features", hint="name some in the FeatureService")
     for name in numbers:
         if not (rows.schema[name].is_numeric() or rows.schema[name] in (pl.Boolean, pl.Null)):
             raise TrainingInvalid(
-                f"feature {name} is of type {rows.schema[name]}, which is neither a number nor a category",
+                f"feature {name} is of type {rows.schema[name]}, which is neither a number, a vector nor a "
+                "category",
                 hint="compute a number from it in an on-demand view, or leave it out of the FeatureService",
             )
+    types = {name: _type(rows[name]) for name in categories}
     return Encoding(
         vocabularies={name: _vocabulary(rows[name]) for name in categories},
         moments={name: _moments(_float32(rows[name])) for name in numbers},
-        types={name: _type(rows[name]) for name in categories},
+        types=types,
+        vectors={name: _vector_moments(rows[name]) for name in vectors},
     )
 
 
 def encode(encoding: Encoding, rows: pl.DataFrame) -> Arrays:
     """Raises:
-    TrainingInvalid: a column is missing.
+    TrainingInvalid: a column is missing, or a vector is of another length.
     """
     missing = [name for name in encoding.inputs if name not in rows.columns]
     if missing:
@@ -71,16 +76,76 @@ def encode(encoding: Encoding, rows: pl.DataFrame) -> Arrays:
     categories = np.zeros((rows.height, len(encoding.vocabularies)), dtype=np.int64)
     for at, (name, values) in enumerate(encoding.vocabularies.items()):
         categories[:, at] = _indices(_text(rows[name]), values)
-    width = len(encoding.moments)
-    numbers = np.zeros((rows.height, 2 * width), dtype=np.float32)
+    shape = encoding.shape
+    numbers = np.zeros((rows.height, shape["numbers"]), dtype=np.float32)
+    flags = numbers[:, numbers.shape[1] - len(encoding.moments) - len(encoding.vectors) :]
     for at, (name, (mean, deviation)) in enumerate(encoding.moments.items()):
-        raw = _float32(rows[name])
-        absent = ~np.isfinite(raw)
-        raw[absent] = mean
-        numbers[:, at] = (raw - np.float32(mean)) / np.float32(deviation)
-        numbers[absent, at] = 0
-        numbers[:, width + at] = absent
+        numbers[:, at], absent = _standardised(_float32(rows[name]), mean, deviation)
+        flags[:, at] = absent
+    for at, (name, (means, deviations)) in enumerate(encoding.vectors.items(), start=len(encoding.moments)):
+        start, length = shape["vectors"][name]
+        values, absent = _standardised(vectors_of(rows[name], length), means, deviations)
+        numbers[:, start : start + length] = values
+        flags[:, at] = absent.sum(axis=1, dtype=np.float32) / np.float32(length)
     return Arrays(categories, numbers)
+
+
+def vectors_of(column: pl.Series, length: int) -> np.ndarray:
+    """A column of lists of numbers as float32 [n, length]; NaN where a list, or an element of it, is null.
+
+    Raises:
+        TrainingInvalid: a list is of another length.
+    """
+    lists = _lists(column)
+    there = lists.is_not_null()
+    held = lists.filter(there)
+    others = held.list.len().filter(held.list.len() != length)
+    if len(others):
+        raise TrainingInvalid(
+            f"feature {column.name} is a vector of {length} numbers, and has {others[0]} in {len(others):,} "
+            f"of {len(column):,} rows",
+            hint="a vector has one length in all rows: pad it, or cut it, where it is made",
+        )
+    found = np.full((len(column), length), np.nan, dtype=np.float32)
+    if len(held):
+        found[there.to_numpy()] = _float32(held.explode()).reshape(-1, length)
+    return found
+
+
+def _standardised(raw: np.ndarray, mean: object, deviation: object) -> tuple[np.ndarray, np.ndarray]:
+    """The values, and where they are missing."""
+    absent = ~np.isfinite(raw)
+    with np.errstate(invalid="ignore"):  # infinite, less than a number
+        values = (raw - np.asarray(mean, dtype=np.float32)) / np.asarray(deviation, dtype=np.float32)
+    values[absent] = 0
+    return values, absent
+
+
+def _is_vector(kind: pl.DataType) -> bool:
+    inner = kind.inner if isinstance(kind, pl.List | pl.Array) else None
+    return inner is not None and inner.is_numeric()
+
+
+def _lists(column: pl.Series) -> pl.Series:
+    return column.arr.to_list() if isinstance(column.dtype, pl.Array) else column
+
+
+def _vector_moments(column: pl.Series) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    lengths = _lists(column).drop_nulls().list.len().unique().sort()
+    if not len(lengths):
+        raise TrainingInvalid(
+            f"feature {column.name} is missing in every training row, so that its length is not known",
+            hint="leave it out of the FeatureService, or see what its view reads",
+        )
+    if len(lengths) > 1 or not lengths[0]:
+        told = ", ".join(map(str, lengths.head(5)))
+        raise TrainingInvalid(
+            f"feature {column.name} has {told} numbers in its training rows, and a vector has one length",
+            hint="pad it, or cut it, where it is made",
+        )
+    elements = np.ascontiguousarray(vectors_of(column, lengths[0]).T)
+    means, deviations = zip(*map(_moments, elements), strict=True)
+    return means, deviations
 
 
 def _type(column: pl.Series) -> str:

@@ -8,6 +8,7 @@ sum 1; of a regression both are numbers [n].
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,9 @@ from manta.definitions.metrics import METRICS as METRICS
 from manta.definitions.metrics import SMALLER_IS_BETTER as SMALLER_IS_BETTER
 from manta.definitions.metrics import Task
 from manta.errors import TrainingInvalid
+from manta.models.encoding import vector_length
 from manta.models.package import Package
+from manta.training.encoder import vectors_of
 
 ECE_BINS = 15
 THRESHOLD = 0.5
@@ -31,12 +34,15 @@ def predict(model: Package, rows: pl.DataFrame) -> np.ndarray:
     Raises:
         RequestInvalid: a feature is missing, or of another type than the model takes.
     """
-    columns = {
-        name: rows[name].to_numpy() if kind == "float32" else rows[name].to_list()
-        for name, kind in model.inputs.items()
-        if name in rows.columns
-    }
+    columns = {name: _column(rows[name], kind) for name, kind in model.inputs.items() if name in rows.columns}
     return model.predict(columns)
+
+
+def _column(values: pl.Series, kind: str) -> Any:
+    length = vector_length(kind)
+    if length is not None:
+        return vectors_of(values, length)
+    return values.to_numpy() if kind == "float32" else values.to_list()
 
 
 def score(labels: np.ndarray, answers: np.ndarray, task: Task = "binary") -> dict[str, float]:

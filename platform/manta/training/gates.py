@@ -24,6 +24,7 @@ from manta.definitions import (
     Signature,
 )
 from manta.ledger.parity import ParityReport
+from manta.models.encoding import vector_length
 from manta.training.bootstrap import gain
 from manta.training.evaluate import NEEDS_VARIETY, SMALLER_IS_BETTER, calibration, measure
 from manta.training.evidence import Altered, Evidence, Signed
@@ -38,6 +39,7 @@ KINDS = {  # what a package takes a feature as → types of a feature service th
     "int64": ("int32", "int64"),
     "float32": ("float32", "float64", "int32", "int64", "bool"),
 }
+VECTORS = tuple(f"list[{kind}]" for kind in ("float32", "float64", "int32", "int64"))
 
 
 @dataclass(frozen=True)
@@ -342,7 +344,8 @@ def _signature(found: Signed) -> Result:
         *(
             f"{each} is taken as {kind}, and is {found.types[each]}"
             for each, kind in found.inputs.items()
-            if each in found.types and found.types[each] not in KINDS[kind]
+            if each in found.types
+            and found.types[each] not in (VECTORS if vector_length(kind) else KINDS[kind])
         ),
     ]
     more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""

@@ -365,10 +365,13 @@ def _sample(rows: pl.DataFrame) -> dict[str, Any]:
     """What the model takes, of the first held-out row that has it all: MLflow's input example."""
     whole = rows.filter(pl.all_horizontal(pl.all().is_not_null()))
     (row,) = (whole if whole.height else rows).head(1).to_dicts()
-    return {
-        name: None if isinstance(value, float) and not isfinite(value) else value
-        for name, value in row.items()
-    }
+    return {name: _finite(value) for name, value in row.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _graph(
@@ -388,6 +391,8 @@ def _graph(
 def _kind(of: pl.DataType) -> str:
     if of == pl.String:
         return "string"
+    if of.is_nested():
+        return "list"
     return "bool" if of == pl.Boolean else "int64" if of.is_integer() else "float32"
 
 

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from manta.models import package, registry
-from tests.unit.models.test_model_package import CARD, FILES
+from manta.models.graph import raw_graph
+from tests.unit.models.test_model_package import CARD, FILES, PIXELS, summing
 from tests.unit.serving import tiny
 
 SAMPLE = {"carrier": "AA", "month": 2, "rain": True, "wind": 20.0}
@@ -77,3 +78,32 @@ def test_of_several_classes_mlflow_answers_a_column_of_probabilities_each(tmp_pa
     answered = package._load_pyfunc(str(folder)).predict(pd.DataFrame(rows))
     assert list(answered.columns) == list(tiny.CLASSES)
     assert answered.to_numpy() == pytest.approx(package.load(location, digest).predict(rows))
+
+
+ASK_VECTORS = """
+import json, sys
+import mlflow.pyfunc, pandas
+from mlflow.models import Model
+model = mlflow.pyfunc.load_model(sys.argv[1])
+example = Model.load(sys.argv[1]).load_input_example(sys.argv[1])
+rows = pandas.DataFrame({"pixels": [example["pixels"][0], [3.5, float("nan")], None]})
+print(json.dumps([float(p) for p in model.predict(rows)]))
+"""
+
+
+def test_mlflow_answers_vectors(tmp_path: Path) -> None:
+    graph = raw_graph(PIXELS, summing()).SerializeToString()
+    card = {"inputs": PIXELS.inputs, "sample": {"pixels": [1.0, 2.0]}}
+    location, digest = package.write(tmp_path / "looks", {package.GRAPH: graph}, card)
+    folder = tmp_path / "model"
+    shutil.copytree(location, folder)
+    registry._describe(folder, location, "run-1")
+
+    told = yaml.safe_load((folder / "MLmodel").read_text())
+    (pixels,) = json.loads(told["signature"]["inputs"])
+    assert (pixels["name"], pixels["type"], pixels["items"]) == ("pixels", "array", {"type": "double"})
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_VECTORS, str(folder)], capture_output=True, text=True, check=True
+    )
+    expected = package.load(location, digest).predict({"pixels": [[1.0, 2.0], [3.5, None], None]})
+    assert json.loads(done.stdout.splitlines()[-1]) == expected.tolist()

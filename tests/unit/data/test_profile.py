@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manta.data.profile import finish, merge, sketch
+from manta.data.shown import span
 from manta.errors import ContractBroken
 
 SAME = ("nulls", "nan", "infinite", "distinct", "min", "max", "top", "quantiles", "histogram")
@@ -248,6 +249,21 @@ def test_how_values_are_written() -> None:
     }  # fmt: skip
     assert told["far apart"]["histogram"] is None
     assert told["categorical"]["top"] == [{"value": "a", "count": 1}, {"value": "b", "count": 1}]
+
+
+def test_lists_tell_how_long_they_are() -> None:
+    long = pl.DataFrame({"x": [[1.0] * 64, None], "y": [[1], [2, 3]]})
+    others = pl.DataFrame(
+        {"x": [[2.0] * 64], "y": [[]]}, schema={"x": pl.List(pl.Float64), "y": pl.List(pl.Int64)}
+    )
+    columns = finish(merge([sketch(long), sketch(others), sketch(long.clear())]))["columns"]
+    assert (columns["x"]["lengths"], columns["x"]["nulls"]) == ({"min": 64, "max": 64}, 1)
+    assert columns["y"]["lengths"] == {"min": 0, "max": 2}
+    assert (span(columns["x"]), span(columns["y"])) == ("64 long", "0 … 2 long")
+    assert finish(sketch(ALL_TYPES))["columns"]["array"]["lengths"] == {"min": 2, "max": 2}
+    nothing = finish(sketch(ALL_TYPES.head(0)))["columns"]
+    assert "lengths" not in nothing["list"]
+    assert "lengths" not in nothing["string"]
 
 
 def test_a_column_that_a_part_lacks_is_null_there() -> None:

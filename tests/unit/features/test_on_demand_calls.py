@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pytest
 
 from manta.errors import DefinitionInvalid
@@ -69,6 +70,19 @@ def test_another_answer_than_declared_is_an_error(answer: dict[str, Any], says: 
     with pytest.raises(DefinitionInvalid, match=says) as failure:
         compute(view(), lambda _columns: answer, INPUTS, KNOWN, 3)
     assert "warm, total" in failure.value.hint
+
+
+def test_vectors_are_lists_whatever_the_function_makes_them_of() -> None:
+    declared = {"pixels": "list[float32]", "counts": "list[int64]"}
+    given = {
+        "pixels": np.array([[0.1, 2.0], [3.0, 4.0]]),
+        "counts": [np.array([1, 2]), None],
+    }
+    answer = compute(view(features=declared, inputs=()), lambda _columns: given, {}, {}, 2)
+    assert answer == {"pixels": [[0.10000000149011612, 2.0], [3.0, 4.0]], "counts": [[1, 2], None]}
+    assert [type(each) for each in answer["counts"][0]] == [int, int]
+    with pytest.raises(DefinitionInvalid, match="TypeError"):
+        compute(view(features=declared, inputs=()), lambda _c: given | {"counts": [[1.5], [2]]}, {}, {}, 2)
 
 
 def test_types_are_made_as_declared() -> None:

@@ -184,6 +184,13 @@ def test_features_of_another_type(wanted: dict[str, str], held: dict[str, str], 
         check_features("m", wanted, held)
 
 
+@pytest.mark.parametrize("kind", ["string", "int64", "float32", "float64"])
+def test_a_vector_is_no_input_of_a_foreign_model(kind: str) -> None:
+    with pytest.raises(ModelRefused, match=r"takes pixels as .*, and it is of type list") as error:
+        check_features("m", {"pixels": kind}, {"pixels": "list"})
+    assert "vectors" in error.value.hint
+
+
 def test_what_a_package_feeds() -> None:
     held = {"text": "string", "whole": "int64", "flag": "bool", "number": "float32"}
     fed = {

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from manta.errors import TrainingInvalid
 from manta.models.encoding import Encoding
-from manta.models.graph import raw_graph
+from manta.models.graph import _encoder, raw_graph
 from manta.models.package import Package
 from manta.training import encoder
 from manta.training.encoder import Arrays
@@ -116,6 +116,81 @@ def test_a_vocabulary_without_values() -> None:
     parts = packaged(rows)
     assert parts[1].vocabularies == {"carrier": ()}
     assert differ(parts, rows) <= 1e-6
+
+
+WITH_VECTORS = pl.DataFrame(
+    {
+        "carrier": ["UA", "AA", "UA", "AA"],
+        "wind": [1.0, None, 3.0, 5.5],
+        "pixels": pl.Series(
+            [[1.0, 2.0, 8.0], None, [3.0, math.nan, 8.0], [5.0, 4.0, None]], dtype=pl.List(pl.Float32)
+        ),
+        "counts": pl.Series([[1, 2], [3, -4], [5, 6], None], dtype=pl.List(pl.Int64)),
+    }
+)
+ELEMENTS = st.one_of(st.none(), st.floats(-10, 10), st.sampled_from([math.nan, math.inf, 1e300, 3.3]))
+
+
+@pytest.fixture(scope="module")
+def with_vectors() -> tuple[Package, Encoding, TorchModel]:
+    return packaged(WITH_VECTORS)
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "carrier": st.sampled_from(["UA", "AA", None]),
+                "wind": st.one_of(st.none(), st.floats(-10, 10)),
+                "pixels": st.one_of(st.none(), st.lists(ELEMENTS, min_size=3, max_size=3)),
+                "counts": st.one_of(st.none(), st.lists(st.integers(-9, 9), min_size=2, max_size=2)),
+            }
+        ),
+        max_size=12,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_rows_with_vectors_get_the_probability_that_torch_computes(
+    with_vectors: tuple[Package, Encoding, TorchModel], rows: list[dict[str, Any]]
+) -> None:
+    schema = dict(WITH_VECTORS.schema) | {"pixels": pl.List(pl.Float64)}
+    frame = pl.DataFrame(rows, schema=schema)
+    assert differ(with_vectors, frame) <= 1e-6
+    # As JSON brings them, lists of lists, they are the same.
+    package, _, _ = with_vectors
+    assert (package.predict(frame.to_dict(as_series=False)) == predict(package, frame)).all()
+
+
+@pytest.mark.parametrize(
+    "names", [["pixels"], ["pixels", "counts"], ["carrier", "pixels"], ["wind", "counts"], ["wind", "pixels"]]
+)
+def test_the_graph_encodes_vectors_to_the_same_bits(names: list[str]) -> None:
+    import onnxruntime
+
+    rows = WITH_VECTORS.select(names)
+    encoding = encoder.fit(rows)
+    half = onnxruntime.InferenceSession(_encoder(encoding).SerializeToString())
+    feeds = {
+        name: rows[name].fill_null("").to_numpy().astype(object)
+        if kind == "string"
+        else encoder.vectors_of(rows[name], encoding.lengths[name])
+        if name in encoding.vectors
+        else rows[name].cast(pl.Float32).to_numpy()
+        for name, kind in encoding.inputs.items()
+    }
+    categories, numbers = half.run(["encoder/categories", "encoder/numbers"], feeds)
+    arrays = encoder.encode(encoding, rows)
+    assert (categories == arrays.categories).all()
+    assert numbers.tobytes() == arrays.numbers.tobytes()
+
+
+def test_vectors_are_matrices_of_their_length(with_vectors: tuple[Package, Encoding, TorchModel]) -> None:
+    graph = raw_graph(with_vectors[1], with_vectors[2].graph())
+    shapes = {
+        one.name: [dim.dim_param or dim.dim_value for dim in one.type.tensor_type.shape.dim]
+        for one in graph.graph.input
+    }
+    assert shapes == {"carrier": ["n"], "wind": ["n"], "pixels": ["n", 3], "counts": ["n", 2]}
 
 
 def test_the_same_model_gives_the_same_bytes_and_names_no_machine() -> None:

@@ -239,3 +239,75 @@ def test_loading_takes_neither_torch_nor_mlflow_nor_ray(held: tuple[Path, str]) 
         [sys.executable, "-c", code, str(held[0])], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# --- vectors ---------------------------------------------------------------------------------------------
+
+PIXELS = Encoding(vocabularies={}, moments={}, types={}, vectors={"pixels": ((0.0, 0.0), (1.0, 1.0))})
+
+
+def summing() -> onnx.ModelProto:
+    """A module whose logit is the sum of its numbers."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceSum", ["numbers", "axis"], ["logits"], keepdims=0),
+            helper.make_node("Identity", ["categories"], ["unused"]),
+        ],
+        "summing",
+        [
+            helper.make_tensor_value_info("categories", TensorProto.INT64, ["n", 0]),
+            helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["n", 3]),
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n"])],
+        initializer=[helper.make_tensor("axis", TensorProto.INT64, [1], [1])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> package.Package:
+    graph = raw_graph(PIXELS, summing()).SerializeToString()
+    return package.Package({"inputs": PIXELS.inputs}, graph, "", 1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [[1, 2], [3.5, None], None],
+        [(1.0, 2.0), [3.5, float("nan")], float("nan")],
+        np.array([[1.0, 2.0], [3.5, np.nan], [np.nan, np.nan]]),
+        np.array([np.array([1.0, 2.0]), [3.5, None], None], dtype=object),
+        pa.array([[1.0, 2.0], [3.5, None], None]),
+        pa.array([[1.0, 2.0], [3.5, None], None], type=pa.list_(pa.float32(), 2)),
+    ],
+)
+def test_vectors_in_any_of_these_forms(pixels: package.Package, values: Any) -> None:
+    expected = [sigmoid(3), sigmoid(3.5 + 1 / 2), sigmoid(1)]
+    assert pixels.predict({"pixels": values}) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([[1.0]], "takes vectors of 2 numbers, and row 0 has 1"),
+        ([[1.0, 2.0], [1.0, 2.0, 3.0]], "takes vectors of 2 numbers, and row 1 has 3"),
+        ([[1.0, 2.0], []], "takes vectors of 2 numbers, and row 1 has 0"),
+        (np.zeros((4, 3)), "takes vectors of 2 numbers, and row 0 has 3"),
+        ([1.0], "expected a list of 2 numbers, got 1.0"),
+        (["ab"], "expected a list of 2 numbers, got 'ab'"),
+        ([["1", "2"]], "expected a list of 2 numbers, got '1'"),
+        ([[1.0, "2"]], "expected a list of 2 numbers, got "),
+        ([[[1.0], [2.0]]], "expected a list of 2 numbers, got "),
+        (3.0, "expected a list of 2 numbers per row, got 3.0"),
+    ],
+)
+def test_vectors_that_do_not_fit_are_named(pixels: package.Package, values: Any, says: str) -> None:
+    with pytest.raises(RequestInvalid) as error:
+        pixels.predict({"pixels": values})
+    assert error.value.message.startswith("pixels: ")
+    assert says in error.value.message
+    assert error.value.detail["fields"] == ["pixels"]
+
+
+def test_no_vectors_no_answers(pixels: package.Package) -> None:
+    assert pixels.predict({"pixels": []}).shape == (0,)

@@ -109,6 +109,74 @@ def test_a_missing_column_is_named() -> None:
         encoder.encode(encoder.fit(TRAIN), TRAIN.drop("wind"))
 
 
+VECTORS = pl.DataFrame(
+    {
+        "wind": [1.0, None, 3.0, 5.0],
+        "pixels": [[1.0, 2.0, 8.0], None, [3.0, float("nan"), 8.0], [5.0, 4.0, None]],
+    }
+)
+
+
+def test_a_vector_is_that_many_numbers_behind_the_others_and_one_flag() -> None:
+    encoding = encoder.fit(VECTORS)
+    assert encoding.inputs == {"wind": "float32", "pixels": "float32[3]"}
+    assert encoding.shape == {"categories": [], "numbers": 6, "vectors": {"pixels": [1, 3]}}
+    means, deviations = encoding.vectors["pixels"]
+    known = np.array([[1, 3, 5], [2, 4, 3], [8, 8, 8]], dtype=np.float64)
+    assert means == pytest.approx((3.0, 3.0, 8.0))
+    assert deviations == pytest.approx((known[0].std(), 1.0, 1.0))  # the last is the same in all rows
+    numbers = encoder.encode(encoding, VECTORS).numbers
+    assert numbers[:, 1:4] == pytest.approx(
+        np.array([[-2 / known[0].std(), -1, 0], [0, 0, 0], [0, 0, 0], [2 / known[0].std(), 1, 0]])
+    )
+    assert numbers[:, 4].tolist() == [0, 1, 0, 0]
+    # Of a vector, the share of it that is missing.
+    assert numbers[:, 5] == pytest.approx([0, 1, 1 / 3, 1 / 3])
+
+
+def test_vectors_of_whole_numbers_and_of_fixed_length_are_encoded_alike() -> None:
+    whole = pl.DataFrame({"x": pl.Series([[1, 2], [3, 7], None], dtype=pl.List(pl.Int32))})
+    fixed = whole.select(pl.col("x").cast(pl.Array(pl.Float64, 2)))
+    encoding = encoder.fit(whole)
+    assert encoder.fit(fixed) == encoding
+    assert (encoder.encode(encoding, fixed).numbers == encoder.encode(encoding, whole).numbers).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "match"),
+    [
+        (pl.Series([[1.0, 2.0], [1.0]]), "x has 1, 2 numbers in its training rows"),
+        (pl.Series([[], []], dtype=pl.List(pl.Float32)), "x has 0 numbers"),
+        (pl.Series([None, None], dtype=pl.List(pl.Float32)), "x is missing in every training row"),
+        (pl.Series([["a"], ["b"]]), r"x is of type List\(String\)"),
+        (pl.Series([[[1.0]], [[2.0]]]), r"x is of type List\(List"),
+        (pl.Series([[True], [False]]), r"x is of type List\(Boolean"),
+    ],
+)
+def test_lists_that_are_no_vectors_are_named(column: pl.Series, match: str) -> None:
+    with pytest.raises(TrainingInvalid, match=match) as error:
+        encoder.fit(pl.DataFrame({"x": column}))
+    assert error.value.hint
+
+
+def test_a_vector_of_another_length_is_named_with_both() -> None:
+    encoding = encoder.fit(VECTORS)
+    rows = VECTORS.with_columns(pixels=pl.Series([[1.0, 2.0, 3.0], None, [1.0, 2.0], [0.0]]))
+    with pytest.raises(TrainingInvalid, match="pixels is a vector of 3 numbers, and has 2 in 2 of 4 rows"):
+        encoder.encode(encoding, rows)
+
+
+def test_a_vector_cannot_be_a_category() -> None:
+    with pytest.raises(TrainingInvalid, match=r"pixels is of type .* and cannot be a category"):
+        encoder.fit(VECTORS, ["pixels"])
+
+
+def test_an_encoding_with_vectors_survives_json_and_one_without_says_nothing_of_them() -> None:
+    encoding = encoder.fit(VECTORS)
+    assert Encoding.from_json(json.loads(json.dumps(encoding.to_json()))) == encoding
+    assert set(encoder.fit(TRAIN).to_json()) == {"vocabularies", "moments", "types"}
+
+
 @given(
     st.lists(
         st.tuples(

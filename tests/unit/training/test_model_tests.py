@@ -27,8 +27,10 @@ from manta.definitions import (
     NoLeakage,
     Signature,
 )
+from manta.errors import TrainingInvalid
 from manta.training.evaluate import calibration, score
 from manta.training.evidence import Altered, Evidence, Signed
+from manta.training.evidence import check as check_gates
 from manta.training.gates import Champion, Result, judge
 from manta.training.probe import Footprint
 from manta.training.refits import Shuffled, Spread
@@ -324,3 +326,34 @@ def test_a_gain_is_asked_of_other_tasks_too(task: Any) -> None:
         swapped,
     )
     assert not result.passed
+
+
+def test_a_signature_tells_vectors_from_numbers() -> None:
+    types = {"pixels": "list[float32]", "counts": "list[int64]", "wind": "float64"}
+    taken = {"pixels": "float32[64]", "counts": "float32[3]", "wind": "float32"}
+    assert judged(Signature(), Signed(taken, types)).passed
+    wrong = judged(
+        Signature(), Signed({"pixels": "float32", "counts": "string", "wind": "float32[2]"}, types)
+    )
+    assert wrong.value == 3
+    assert "wind is taken as float32[2], and is float64" in str(wrong)
+    assert not judged(Signature(), Signed({"tags": "float32[2]"}, {"tags": "list[string]"})).passed
+
+
+@pytest.mark.parametrize(
+    ("gate", "says"),
+    [
+        (Monotone("pixels", "up", step=1), "needs a number, and pixels is of type List"),
+        (Invariant("pixels", at_most=0.1, values=(0.5,)), "names 0.5, and pixels is of type List"),
+        (AtLeast("accuracy", 0.5, by="pixels"), "pixels is of type List.*, which makes no slices"),
+    ],
+)
+def test_a_vector_is_neither_raised_nor_replaced_nor_cut_into_slices(gate: Gate, says: str) -> None:
+    features = pl.DataFrame({"pixels": pl.Series([[0.0, 1.0], None], dtype=pl.List(pl.Float32))})
+    examples = pl.DataFrame({"at": [datetime(2013, 1, 1, tzinfo=UTC)] * 2})
+    held = Held(features, examples, "at", np.array([0, 1], dtype=np.float32))
+    with pytest.raises(TrainingInvalid, match=says):
+        check_gates([gate], held, [])
+    check_gates(
+        [Invariant("pixels", at_most=0.1), Invariant("pixels", at_most=0.1, values=(None,))], held, []
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from manta.errors import DefinitionInvalid
 from manta.features.compiled import View
 from manta.features.wire import DUMMY_KEY, DUMMY_VALUE, key_encoder, value_encoder
 
@@ -38,7 +39,11 @@ def whole_key() -> bytes:
 
 
 def values_of(kind: str, column: pl.Series) -> list[bytes]:
-    """A `feast.types.Value` for each value of a column of that type; no bytes for a null."""
+    """A `feast.types.Value` for each value of a column of that type; no bytes for a null.
+
+    Raises:
+        DefinitionInvalid: a list holds a null.
+    """
     if kind in _FLOATS:
         tag, form = _FLOATS[kind]
         encoded = fixed(tag, column.fill_null(0.0).to_numpy().astype(form, copy=False))
@@ -47,11 +52,22 @@ def values_of(kind: str, column: pl.Series) -> list[bytes]:
     elif kind == "bool":
         return [b"" if value is None else _TRUE if value else _FALSE for value in column.to_list()]
     else:
+        if kind.startswith("list["):
+            _require_whole(kind, column)
         return list(map(value_encoder(kind), column.to_list()))
     if column.null_count():
         for at in column.is_null().arg_true().to_list():
             encoded[at] = b""
     return encoded
+
+
+def _require_whole(kind: str, lists: pl.Series) -> None:
+    gaps = (lists.list.len() != lists.list.drop_nulls().list.len()).sum()
+    if gaps:
+        raise DefinitionInvalid(
+            f"feature {lists.name!r} has a null inside a {kind} for {gaps:,} keys; Feast's lists hold none",
+            hint="leave it out of the list where that is made; a list of floats may have NaN in its place",
+        )
 
 
 def texts_of(kind: str, column: pl.Series) -> Iterable[str | None]:

@@ -95,8 +95,8 @@ class RawModel(Protocol):
     reports: list[dict[str, Any]]
 
     def packaged(self, features: Mapping[str, str]) -> tuple[onnx.ModelProto, dict[str, str]]:
-        """A package's graph and its inputs; ``features`` maps each to "string", "int64", "bool" or
-        "float32".
+        """A package's graph and its inputs; ``features`` maps each to "string", "int64", "bool", "float32"
+        or "list".
 
         Raises:
             ModelRefused: it takes what is no feature.
