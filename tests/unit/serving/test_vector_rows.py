@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -20,7 +21,11 @@ from manta.models.encoding import Encoding
 from manta.models.graph import OPSET, raw_graph
 from manta.serving import core
 from manta.serving.core import Loaded
+from manta.serving.door import Door
+from manta.serving.http import json_of
 from manta.serving.protocols import predict
+from tests.unit.serving.test_protocols import ask as ask_door
+from tests.unit.serving.test_protocols import refused, right
 from tests.unit.serving.tiny import NOON
 
 ENDPOINT = Endpoint(model="looks", features="looks_v1")
@@ -92,9 +97,10 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 
 def ask(loaded: Loaded, body: dict[str, Any]) -> list[dict[str, Any]]:
-    form, rows = predict.parse(json.dumps(body).encode(), ENDPOINT.max_rows)
-    answered = predict.answer(ENDPOINT, loaded, form, rows, features=True, request_id="r")
-    predictions: list[dict[str, Any]] = json.loads(answered)["predictions"]
+    form, rows = predict.parse(json.dumps(body).encode(), ENDPOINT)
+    ask_by = core.by_keys if form == "keys" else core.by_rows
+    answered = json_of(ask_by(ENDPOINT, loaded, rows, show_features=True))
+    predictions: list[dict[str, Any]] = json.loads(answered.content)
     return predictions
 
 
@@ -144,3 +150,71 @@ def test_what_does_not_fit_is_the_callers_fault_and_named(
         ask(loaded, body)
     assert says in error.value.message
     assert 400 <= error.value.http_status < 500
+
+
+# --- other protocols -------------------------------------------------------------------------------------
+
+INFER = "v2/models/looks/infer"
+THREE = [[1.0, 0.5, -1.0], [1.0, None, 0.0]]
+
+
+@pytest.fixture(scope="module")
+def door(loaded: Loaded) -> Door:
+    made = Door(ENDPOINT, "test")
+    made.loaded = loaded
+    return made
+
+
+def test_as_tensors_they_have_the_shape_that_the_metadata_says(door: Door) -> None:
+    (told,) = right(ask_door(door, "v2/models/looks"))["inputs"]
+    assert told == {"name": "pixels", "datatype": "FP32", "shape": [-1, 3]}
+    by_rows = [each["probability"] for each in ask(door.loaded, {"rows": [{"pixels": row} for row in THREE]})]
+    for data in (THREE, [each for row in THREE for each in row]):  # nested, or flat
+        tensor = {"name": "pixels", "shape": [2, 3], "datatype": "FP32", "data": data}
+        found = right(ask_door(door, INFER, {"inputs": [tensor]}))["outputs"][0]
+        assert (found["shape"], found["data"]) == ([2], pytest.approx(by_rows, abs=1e-7))
+
+
+def test_as_binary_tensors(door: Door) -> None:
+    content = np.array([[1, 0.5, -1], [1, math.nan, 0]], dtype="<f4").tobytes()
+    tensor = {"name": "pixels", "shape": [2, 3], "datatype": "FP32", "parameters": {"binary_data_size": 24}}
+    header = json.dumps({"inputs": [tensor]}).encode()
+    sent = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(header))}
+    found = right(ask_door(door, INFER, header + content, headers=sent))["outputs"][0]["data"]
+    assert found == [sigmoid(0.5), sigmoid(1 + 10 / 3)]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"shape": [2, 2], "data": [1, 2, 3, 4]},
+            "pixels: the model takes vectors of 3 numbers, and row 0 has 2",
+        ),
+        ({"shape": [3], "data": [1, 2, 3]}, "must have the shape [n, length], not [3]"),
+        ({"shape": [1, 3, 1]}, "must have the shape [n, length], not [1, 3, 1]"),
+        ({"datatype": "BYTES", "data": ["1", "2", "3"]}, "must be of numbers, not BYTES"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(door: Door, change: dict[str, Any], says: str) -> None:
+    tensor = {"name": "pixels", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]} | change
+    assert says in refused(ask_door(door, INFER, {"inputs": [tensor]}))["detail"]
+
+
+def test_mlflows_scoring_takes_lists_in_its_cells(door: Door) -> None:
+    expected = [sigmoid(0.5), sigmoid(1 + 10 / 3)]
+    for body in (
+        {"dataframe_split": {"columns": ["pixels"], "data": [[row] for row in THREE]}},
+        {"dataframe_records": [{"pixels": row} for row in THREE]},
+        {"inputs": {"pixels": THREE}},
+    ):
+        assert right(ask_door(door, "invocations", body))["predictions"] == expected
+    refused(ask_door(door, "invocations", {"inputs": {"pixels": [1.0, 2.0, 3.0]}}))
+
+
+def test_openapi_says_how_long_they_are(door: Door) -> None:
+    schemas = right(ask_door(door, "openapi.json"))["components"]["schemas"]
+    number = {"type": ["number", "null"], "format": "float"}
+    pixels = {"type": ["array", "null"], "items": number}
+    assert schemas["Features"]["properties"]["pixels"] == pixels | {"minItems": 3, "maxItems": 3}
+    assert schemas["Keys"]["properties"]["pixels"] == pixels

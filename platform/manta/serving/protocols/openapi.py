@@ -6,6 +6,8 @@ from importlib import resources
 from typing import Any
 
 from manta.errors import NotFound
+from manta.features.wire import item_type
+from manta.models.encoding import vector_length
 from manta.models.package import Package
 from manta.serving.http import PROBLEM, Answer, json_of
 from manta.serving.protocols import Call
@@ -142,13 +144,24 @@ def describe(call: Call) -> dict[str, Any]:
 
 def _row(needed: dict[str, str], required: list[str], more: dict[str, str]) -> dict[str, Any]:
     kinds = {**more, **needed}
-    properties = {name: _nullable(SCHEMAS.get(kind, {})) for name, kind in kinds.items()}
+    properties = {name: _nullable(_schema(kind)) for name, kind in kinds.items()}
     return {
         "type": "object",
         "required": required,
         "properties": properties,
         "additionalProperties": False,
     }
+
+
+def _schema(kind: str) -> dict[str, Any]:
+    length, item = vector_length(kind), item_type(kind)
+    if length is not None:
+        return _list("float32") | {"minItems": length, "maxItems": length}
+    return _list(item) if item else SCHEMAS.get(kind, {})
+
+
+def _list(item: str) -> dict[str, Any]:
+    return {"type": "array", "items": _nullable(SCHEMAS.get(item, {}))}
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The Open Inference Protocol, version 2, over REST: what Triton's, KServe's and MLServer's clients speak.
 
-A feature is a tensor of shape [n] or [n, 1] by its name; a model of numbers alone also takes them all as one
-tensor of shape [n, D], in the order that the metadata gives. Tensors named as the endpoint's keys are looked
-up. Missing is null in JSON, NaN in binary numbers, and an empty text.
+A feature is a tensor of shape [n] or [n, 1] by its name, or [n, L] where it is a vector of L numbers; a model
+of numbers alone also takes them all as one tensor of shape [n, D], in the order that the metadata gives.
+Tensors named as the endpoint's keys are looked up. Missing is null in JSON, NaN in binary numbers, and an
+empty text.
 
 Written after the protocol's specification (https://github.com/kserve/open-inference-protocol) and that of the
 binary tensor extension (https://github.com/triton-inference-server/server, docs/protocol).
@@ -19,6 +20,8 @@ import numpy as np
 
 from manta import __version__
 from manta.errors import NotFound, RequestInvalid
+from manta.features.wire import item_type
+from manta.models.encoding import vector_length
 from manta.serving import core
 from manta.serving.http import JSON, Answer, json_of, require_media_type
 from manta.serving.protocols import Call
@@ -131,7 +134,10 @@ def _metadata(call: Call) -> dict[str, Any]:
         "versions": [call.loaded.version],
         "platform": "onnxruntime_onnx",
         "inputs": [
-            {"name": name, "datatype": DATATYPES[kind], "shape": [-1]} for name, kind in inputs.items()
+            {"name": name, "datatype": "FP32", "shape": [-1, length]}
+            if (length := vector_length(kind))
+            else {"name": name, "datatype": DATATYPES[kind], "shape": [-1]}
+            for name, kind in inputs.items()
         ],
         "outputs": [
             {"name": name, "datatype": each.datatype, "shape": [-1, *each.each]}
@@ -214,6 +220,9 @@ def _columns(call: Call, tensors: Sequence[Tensor], binary: bytes) -> dict[str, 
         if tensor.name not in known and len(tensors) == 1:
             return _from_one(call, tensor, values)
         kind = known.get(tensor.name)
+        if kind is not None and (item_type(kind) or vector_length(kind)):
+            columns[tensor.name] = _vectors(tensor, values)
+            continue
         if kind is not None and tensor.datatype not in SENT_AS[kind]:
             raise _wrong(tensor, f"must be {' or '.join(SENT_AS[kind])}, not {tensor.datatype}")
         if len(tensor.shape) > 2 or tensor.shape[1:] not in ([], [1]):
@@ -228,6 +237,16 @@ def _columns(call: Call, tensors: Sequence[Tensor], binary: bytes) -> dict[str, 
     if rows > call.endpoint.max_rows:
         raise core.too_many(rows, call.endpoint)
     return columns
+
+
+def _vectors(tensor: Tensor, values: Any) -> list[list[Any]]:
+    """A list for each row; how long it must be is the model's to say."""
+    if tensor.datatype not in NUMBERS or tensor.datatype == "BOOL":
+        raise _wrong(tensor, f"must be of numbers, not {tensor.datatype}")
+    if len(tensor.shape) != 2:
+        raise _wrong(tensor, f"is a vector, and must have the shape [n, length], not {tensor.shape}")
+    rows, length = tensor.shape
+    return [values[row * length : (row + 1) * length] for row in range(rows)]
 
 
 def _from_one(call: Call, tensor: Tensor, values: Any) -> dict[str, Any]:
