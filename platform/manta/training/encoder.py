@@ -84,8 +84,8 @@ def encode(encoding: Encoding, rows: pl.DataFrame) -> Arrays:
         flags[:, at] = absent
     for at, (name, (means, deviations)) in enumerate(encoding.vectors.items(), start=len(encoding.moments)):
         start, length = shape["vectors"][name]
-        values, absent = _standardised(vectors_of(rows[name], length), means, deviations)
-        numbers[:, start : start + length] = values
+        scaled, absent = _standardised(vectors_of(rows[name], length), means, deviations)
+        numbers[:, start : start + length] = scaled
         flags[:, at] = absent.sum(axis=1, dtype=np.float32) / np.float32(length)
     return Arrays(categories, numbers)
 
