@@ -184,7 +184,7 @@ def _by_class(labels: np.ndarray, answered: np.ndarray, classes: tuple[str, ...]
     left = int((frequency > 0).sum()) - len(shown)
     more = f", {left:,} rarer ones left out" if left else ""
     axes.set(xlim=(0, 1), xlabel="share", ylabel="class (rows)", title=f"Classes, held-out rows{more}")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -194,10 +194,15 @@ def _some(rows: int) -> np.ndarray:
     return np.sort(np.random.default_rng(SEED).choice(rows, MOST_POINTS, replace=False))
 
 
+def _points(axes: Any, x: np.ndarray, y: np.ndarray) -> None:
+    few = len(x) < MOST_POINTS / 10
+    axes.scatter(x, y, s=16 if few else 5, alpha=0.7 if few else 0.4, linewidths=0)
+
+
 def _predicted(labels: np.ndarray, answers: np.ndarray) -> Any:
     figure, axes = _figure()
     shown = _some(len(labels))
-    axes.scatter(labels[shown], answers[shown], s=6, alpha=0.4, linewidths=0)
+    _points(axes, labels[shown], answers[shown])
     ends = [min(labels.min(), answers.min()), max(labels.max(), answers.max())]
     axes.plot(ends, ends, color="grey", linestyle=":")
     axes.set(
@@ -212,7 +217,7 @@ def _residuals(answers: np.ndarray, wrong: np.ndarray) -> Any:
     figure, axes = _figure()
     shown = _some(len(answers))
     axes.axhline(0, color="grey", linestyle=":")
-    axes.scatter(answers[shown], wrong[shown], s=6, alpha=0.4, linewidths=0)
+    _points(axes, answers[shown], wrong[shown])
     title = f"Residuals, held-out rows{_of(shown, answers)}"
     axes.set(xlabel="predicted", ylabel="predicted less actual", title=title)
     return figure
