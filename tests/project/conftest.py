@@ -24,11 +24,11 @@ Frames = dict[str, pl.DataFrame]
 
 
 def _defined(kind: type) -> list:
-    """All definitions of a kind in the project's jobs."""
+    """All definitions of a kind in the project's jobs that `manta apply` runs."""
     names = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
     modules = [importlib.import_module(f"jobs.{name}") for name in names]
     found = [value for module in modules for value in vars(module).values() if isinstance(value, kind)]
-    return list({each.name: each for each in found}.values())
+    return list({each.name: each for each in found if each.on_apply}.values())
 
 
 def _source(ingest: Ingest) -> pl.DataFrame:

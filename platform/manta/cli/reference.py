@@ -47,8 +47,10 @@ def copy_reference(directory: Path, name: str = "") -> str:
             shutil.copy2(source, target)
     for path in (directory / "cluster/local.yaml", directory / "features/feature_store.yaml"):
         path.write_text(re.sub(rf"^project: {NAME}$", f"project: {name}", path.read_text(), flags=re.M))
-    (directory / ".gitignore").write_text(".manta/\n.venv/\n__pycache__/\n")
-    (directory / ".mantaignore").write_text("# Not needed by a run (gitignore's syntax)\ntests/\ncluster/\n")
+    (directory / ".gitignore").write_text(".manta/\n.venv/\n__pycache__/\ndata/digits/\n")
+    (directory / ".mantaignore").write_text(
+        "# Not needed by a run (gitignore's syntax)\ntests/\ncluster/\ndata/digits/\n"
+    )
     (directory / "pyproject.toml").write_text(PYPROJECT.format(name=name))
     return name
 

@@ -84,8 +84,8 @@ def encode(encoding: Encoding, rows: pl.DataFrame) -> Arrays:
         flags[:, at] = absent
     for at, (name, (means, deviations)) in enumerate(encoding.vectors.items(), start=len(encoding.moments)):
         start, length = shape["vectors"][name]
-        scaled, absent = _standardised(vectors_of(rows[name], length), means, deviations)
-        numbers[:, start : start + length] = scaled
+        elements, absent = _standardised(vectors_of(rows[name], length), means, deviations)
+        numbers[:, start : start + length] = elements
         flags[:, at] = absent.sum(axis=1, dtype=np.float32) / np.float32(length)
     return Arrays(categories, numbers)
 
