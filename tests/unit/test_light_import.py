@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ["ray", "feast", "mlflow", "torch"]
+HEAVY = ["ray", "feast", "mlflow", "torch", "keras", "jax"]
 
 
 def loaded_by(code: str) -> set[str]:

@@ -114,6 +114,32 @@ class Function(Frozen):
     gpus: float = Field(default=0.0, ge=0)
 
 
+class Keras(Frozen):
+    """A model of Keras 3, fitted in one task.
+
+    Attributes:
+        backend: what it computes with while it is trained. Packaged it is by torch, which is always there.
+        cpus, gpus: that the task holds.
+    """
+
+    kind: Literal["keras"] = "keras"
+    backend: Literal["torch", "jax", "tensorflow"] = "torch"
+    cpus: float = Field(default=1.0, gt=0)
+    gpus: float = Field(default=0.0, ge=0)
+
+
+class Jax(Frozen):
+    """Pure functions of JAX, trained in one task.
+
+    Attributes:
+        cpus, gpus: that the task holds.
+    """
+
+    kind: Literal["jax"] = "jax"
+    cpus: float = Field(default=1.0, gt=0)
+    gpus: float = Field(default=0.0, ge=0)
+
+
 MOST_IMPORT_BYTES = 128 * 2**20  # of a model that was made elsewhere
 
 
@@ -131,7 +157,9 @@ class Imported(Frozen):
     file: str = Field(default="model", pattern=r"^[^/\\\x00-\x1f]{1,200}$")
 
 
-Trainer = Annotated[Torch | Sklearn | XGBoost | LightGBM | Function | Imported, Field(discriminator="kind")]
+Trainer = Annotated[
+    Torch | Sklearn | XGBoost | LightGBM | Keras | Jax | Function | Imported, Field(discriminator="kind")
+]
 # What each needs of a training, and does without. What is imported may leave them in place: weights in
 # safetensors are the module's.
 _CODE: dict[str, tuple[str, ...]] = {
@@ -139,6 +167,8 @@ _CODE: dict[str, tuple[str, ...]] = {
     "sklearn": ("fn",),
     "xgboost": (),
     "lightgbm": (),
+    "keras": ("fn",),
+    "jax": ("fn",),
     "function": ("fn",),
 }
 
@@ -146,9 +176,9 @@ _CODE: dict[str, tuple[str, ...]] = {
 class Training(Runnable):
     """Trains a model and promotes it if it passes the gates.
 
-    The trainer says how. `Torch` takes ``fn`` and ``module``, `Sklearn` and `Function` take ``fn``; `XGBoost`
-    and `LightGBM` take neither: ``params`` are theirs (``rounds`` trees, 200 unless given, and
-    ``early_stopping_rounds``).
+    The trainer says how. `Torch` takes ``fn`` and ``module``, `Sklearn`, `Keras`, `Jax` and `Function` take
+    ``fn``; `XGBoost` and `LightGBM` take neither: ``params`` are theirs (``rounds`` trees, 200 unless given,
+    and ``early_stopping_rounds``).
 
     The task says what is predicted, and what labels, logits and answers are:
 
@@ -160,6 +190,13 @@ class Training(Runnable):
     For `Sklearn`, ``fn(config: dict)`` returns a classifier, or a regressor, unfitted. ``config`` holds
     ``params`` and ``shape``, as below. It is fitted to float32 [n, C + 2·D]: the categories' indices, by
     falling frequency, and the numbers.
+
+    For `Keras`, ``fn(config)`` returns a `keras.Model`, compiled. It is called with a dict of ``categories``
+    and ``numbers``, as below, and gives logits, [n] or [n, 1]; its loss takes logits. For `Jax`,
+    ``fn(config)`` returns a `manta.Pure`: functions, an optimizer and a loss. manta goes over the rows for
+    both: ``params`` may name ``epochs`` (10), ``batch``, rows per step (1024), and ``patience``, epochs
+    without a better ``validation_loss`` after which it ends and the best epoch is the model (none: the last
+    is). ``config`` holds ``params``, ``shape`` and ``steps``: how many there will be in all, for schedules.
 
     For `Function`, ``fn(work)`` trains as it likes and returns a `manta.Fitted`: the model as ONNX, and what
     it answers for the validation rows. ``work.train`` and ``work.validation`` have ``arrays.categories``,

@@ -18,7 +18,7 @@ import polars as pl
 import psutil
 import pytest
 
-from manta.definitions import Examples, LightGBM, Sklearn, TimeSplit, Torch, Training, XGBoost
+from manta.definitions import Examples, Jax, Keras, LightGBM, Sklearn, TimeSplit, Torch, Training, XGBoost
 from manta.definitions.metrics import Task
 from manta.errors import DefinitionInvalid, TrainingInvalid
 from manta.training import encoder, tasks
@@ -30,14 +30,27 @@ from tests.integration.training.conftest import Bench
 
 pytestmark = pytest.mark.ray
 
-KINDS: dict[str, Any] = {"xgboost": XGBoost(), "lightgbm": LightGBM(), "sklearn": Sklearn()}
+KINDS: dict[str, Any] = {
+    "xgboost": XGBoost(),
+    "lightgbm": LightGBM(),
+    "sklearn": Sklearn(),
+    "keras": Keras(),
+    "jax": Jax(),
+}
+FN = {"sklearn": "estimators:make", "keras": "networks:by_keras", "jax": "networks:by_jax"}
+TREES = ("xgboost", "lightgbm")
+NETWORKS = ("keras", "jax")
 SKLEARN = ("logistic", "pipeline", "network", "histogram", "forest", "extra", "tree")
-ALL = [("xgboost", {}), ("lightgbm", {}), *(("sklearn", {"which": name}) for name in SKLEARN)]
+ALL = [
+    *((kind, {"rounds": 40}) for kind in TREES),
+    *(("sklearn", {"which": name}) for name in SKLEARN),
+    *((kind, {"epochs": 8, "batch": 250}) for kind in NETWORKS),
+]
 
 
 def training(kind: str, **fields: Any) -> Training:
-    if kind == "sklearn":
-        fields = {"fn": "estimators:make"} | fields
+    if kind in FN:
+        fields = {"fn": FN[kind]} | fields
     return Training(
         model="delay",
         examples=Examples(dataset="flights", label="late", time="at"),
@@ -90,15 +103,15 @@ def answered(model: Model, arrays: Arrays, task: Task = "binary") -> np.ndarray:
 
 
 @contextmanager
-def killed_among_rounds(folder: Path, title: str) -> Iterator[list[int]]:
-    """Meanwhile, kill the processes of that title once the run in ``folder`` has reported 60 rounds. Gives
-    how many it had reported when they were; in the end, some must have been."""
+def killed_among_rounds(folder: Path, title: str, after: int = 60) -> Iterator[list[int]]:
+    """Meanwhile, kill the processes of that title once the run in ``folder`` has reported more rounds than
+    ``after``. Gives how many it had reported when they were; in the end, some must have been."""
     killed: list[int] = []
 
     def kill() -> None:
         until = time.monotonic() + 120
         while time.monotonic() < until and not killed:
-            if len(reports(folder)) > 60:
+            if len(reports(folder)) > after:
                 for process in psutil.Process().children(recursive=True):
                     if title in " ".join(process.cmdline()):
                         killed.append(len(reports(folder)))
@@ -129,8 +142,7 @@ def strange(asked: Job) -> Arrays:
 def test_the_graph_answers_what_the_framework_answers(
     ray_cluster: None, bench: Bench, kind: str, params: dict[str, Any]
 ) -> None:
-    more = {} if kind == "sklearn" else {"rounds": 40}
-    asked = job(bench, kind, **params, **more)
+    asked = job(bench, kind, **params)
     trainer(kind).check(asked)
     model = trainer(kind).fit(asked)
     arrays = strange(asked)
@@ -140,10 +152,10 @@ def test_the_graph_answers_what_the_framework_answers(
     validation = asked.validation
     right = (model.probabilities(validation.arrays) >= 0.5) == (validation.labels == 1)
     assert right.mean() > (0.6 if "logistic" in str(params) or "pipeline" in str(params) else 0.7)
-    assert model.reports[-1]["validation_loss" if kind == "sklearn" else "round"] > 0
+    assert model.reports[-1]["round" if kind in TREES else "validation_loss"] > 0
 
 
-@pytest.mark.parametrize("kind", ["xgboost", "lightgbm"])
+@pytest.mark.parametrize("kind", TREES)
 def test_killed_it_goes_on_from_its_checkpoint(ray_cluster: None, bench: Bench, kind: str) -> None:
     asked = job(bench, kind, rounds=400)
     folder = asked.folder / asked.run_key
@@ -159,7 +171,7 @@ def test_killed_it_goes_on_from_its_checkpoint(ray_cluster: None, bench: Bench, 
     assert np.abs(ours - theirs).max() < 1e-4, "nothing in it is random, so going on changes nothing"
 
 
-@pytest.mark.parametrize("kind", ["xgboost", "lightgbm"])
+@pytest.mark.parametrize("kind", TREES)
 def test_early_stopping_keeps_the_best_round(ray_cluster: None, bench: Bench, kind: str) -> None:
     asked = job(bench, kind, rounds=300, early_stopping_rounds=5)
     model = trainer(kind).fit(asked)

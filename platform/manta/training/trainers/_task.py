@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from manta.definitions import Function, Imported, Torch, Training
+from manta.definitions import Function, Imported, Jax, Keras, Torch, Training
 from manta.errors import TrainingInvalid, Unavailable
 from manta.training import whole
 from manta.training.encoder import Arrays
@@ -82,7 +82,7 @@ def cpus_of(training: Training) -> float:
 
 
 def gpus_of(training: Training) -> float:
-    return training.trainer.gpus if isinstance(training.trainer, Function) else 0.0
+    return training.trainer.gpus if isinstance(training.trainer, Function | Keras | Jax) else 0.0
 
 
 def matrix(arrays: Arrays) -> np.ndarray:
@@ -90,12 +90,20 @@ def matrix(arrays: Arrays) -> np.ndarray:
     return np.hstack([arrays.categories.astype(np.float32), arrays.numbers])
 
 
-def run(job: Job, name: str, train: Callable[[Work], bytes], rounds: int | None = None) -> bytes:
+def run(
+    job: Job,
+    name: str,
+    train: Callable[[Work], bytes],
+    rounds: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> bytes:
     """What ``train`` gave, from the file ``name`` in the run's folder if it is there already.
 
     Args:
         train: a function of a module, called in a Ray task.
         rounds: how many reports are to be expected.
+        environment: of the task's process, which then is one of its own: for libraries that look at it once,
+            when they are imported.
 
     Raises:
         TrainingInvalid: ``train`` raised.
@@ -112,7 +120,8 @@ def run(job: Job, name: str, train: Callable[[Work], bytes], rounds: int | None 
     require_room(1, cpus, gpus)
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=TRIES - 1, retry_exceptions=False)(execute)
     # Wherever there is room: a trial of a search has a place of its own, in which there is none.
-    placed = task.options(name=f"train {job.training.model}", scheduling_strategy="DEFAULT")
+    own = {"runtime_env": {"env_vars": dict(environment)}} if environment else {}
+    placed = task.options(name=f"train {job.training.model}", scheduling_strategy="DEFAULT", **own)
     with followed(job, work.folder, rounds):
         try:
             ray.get(placed.remote(train, name, work))
