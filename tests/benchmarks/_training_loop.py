@@ -32,6 +32,24 @@ class Net(nn.Module):
         return logits.squeeze(1)
 
 
+class Timed(Net):
+    """Adds to the file ``shape["times"]`` when each step of an epoch began, all of an epoch in one line."""
+
+    def __init__(self, shape: dict[str, Any]) -> None:
+        super().__init__(shape)
+        self._path, self._steps = Path(shape["times"]), shape["steps"]
+        self._times: list[float] = []
+
+    def forward(self, categories: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self._times.append(time.perf_counter())
+            if len(self._times) == self._steps:
+                with self._path.open("a") as lines:
+                    lines.write(f"{self._times[0]} {self._times[-1]}\n")
+                self._times = []
+        return super().forward(categories, numbers)
+
+
 def fit(
     model: nn.Module, batches: Callable[[int], Iterator[Rows]], epochs: int, done: Callable[[int], None]
 ) -> float:

@@ -2,7 +2,8 @@
 
 Rows per second in the steady state (the first epoch apart), one worker, one thread: under manta with the
 worker's share held in memory, as the reference project does it, and with batches streamed from Ray's object
-store; bare, torch alone with all rows in memory. In turn, each in a process of its own, on the same rows.
+store; by manta's own loop, which also clips gradients, in memory and streamed; bare, torch alone with all
+rows in memory. In turn, each in a process of its own, on the same rows.
 
 To the first step: `manta run` of a training in a project of its own, with everything that it does before
 (the run's process, the examples, their features as of their time), beside a script that connects to the same
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +34,7 @@ import polars as pl
 
 from manta.control import parts
 from manta.settings import Settings
+from manta.training.trainers import Job, torch
 from tests.integration.platform.conftest import BIN, environment
 from tests.soak.parts import REPOSITORY
 
@@ -40,6 +43,7 @@ ROUNDS = int(os.environ.get("MANTA_BENCH_ROUNDS", "3"))
 SHAPE: dict[str, Any] = {"categories": [16, 120, 400, 12], "numbers": 40}
 EPOCHS, BATCH = 4, 1024
 WANTED = 0.95
+KINDS = ("memory", "streamed", "own", "own-streamed")
 LATER = 5.0  # seconds
 
 PROJECT = {
@@ -114,15 +118,15 @@ def main() -> None:
 
 
 def throughput() -> None:
-    told: dict[str, list[float]] = {"memory": [], "streamed": [], "bare": []}
+    told: dict[str, list[float]] = {kind: [] for kind in (*KINDS, "bare")}
     for number in range(ROUNDS):
         order = list(told) if number % 2 else list(told)[::-1]
         for kind in order:
             told[kind].append(_alone(kind))
-    for kind in ("memory", "streamed"):
+    for kind in KINDS:
         ratio = median(mine / other for mine, other in zip(told[kind], told["bare"], strict=True))
         print(
-            f"{kind:9} {max(told[kind]):10,.0f} rows/s beside bare torch's {max(told['bare']):10,.0f}: "
+            f"{kind:12} {max(told[kind]):10,.0f} rows/s beside bare torch's {max(told['bare']):10,.0f}: "
             f"{ratio:.2f} x; {WANTED} x is wanted",
             flush=True,
         )
@@ -163,6 +167,7 @@ def _under_manta(
 
     part = Part(Arrays(categories, numbers), labels)
     folder = Path(tempfile.mkdtemp(prefix="bt"))
+    own = params["feed"].startswith("own")
     path = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), *sys.path]))}}
     ray.init(address="local", num_cpus=2, log_to_driver=False, include_dashboard=False, runtime_env=path)
     try:
@@ -172,15 +177,27 @@ def _under_manta(
             folder,
             part,
             Part(part.arrays.take(np.arange(100)), labels[:100]),
-            params,
-            fn="tests.benchmarks._training_loop:train",
-            module="tests.benchmarks._training_loop:Net",
+            {"epochs": EPOCHS, "batch": BATCH} if own else params,
+            fn=None if own else "tests.benchmarks._training_loop:train",
+            module=f"tests.benchmarks._training_loop:{'Timed' if own else 'Net'}",
             sizes=SHAPE["categories"],
         )
+        if own:
+            if params["feed"] == "own-streamed":
+                torch.IN_MEMORY_BYTES = 0
+            return _by_own_loop(job, folder / "times")
         return float(trainer("torch").fit(job).reports[-1]["rows_per_second"])
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _by_own_loop(job: Job, times: Path) -> float:
+    """Rows per second, of all epochs but the first, from an epoch's first step to its last."""
+    steps = -(-ROWS // BATCH)
+    torch.fit(replace(job, shape=job.shape | {"times": str(times), "steps": steps}))
+    spans = [[float(at) for at in line.split()] for line in times.read_text().splitlines()][1:]
+    return ROWS / steps * (steps - 1) * len(spans) / sum(last - first for first, last in spans)
 
 
 def first_step() -> None:

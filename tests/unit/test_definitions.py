@@ -24,6 +24,7 @@ from manta import (
     Invariant,
     Kafka,
     Latency,
+    LightGBM,
     Materialize,
     Memory,
     Monotone,
@@ -70,6 +71,9 @@ TESTED = TRAINING.replace(
         Parity(keys=10),
     ],
 )
+OWN_LOOP = TRAINING.replace(
+    fn=None, trainer=Torch(workers=2, strategy="fsdp", precision="bf16", accumulate=2, compile=True)
+)
 ENDPOINT = Endpoint(model="late", features="v1")
 TOPIC = Kafka(servers="127.0.0.1:9092", topic="t")
 OPEN = Contract(columns={"a": Column(type="int64"), "t": Column(type="timestamp")})
@@ -77,7 +81,7 @@ STREAM = StreamFeatures(dataset="clicks", source=TOPIC, contract=OPEN, features=
 
 
 @pytest.mark.parametrize(
-    "definition", [INGEST, TABLE, Materialize(features="v1"), STREAM, TRAINING, TESTED, ENDPOINT]
+    "definition", [INGEST, TABLE, Materialize(features="v1"), STREAM, TRAINING, OWN_LOOP, TESTED, ENDPOINT]
 )
 def test_json_and_back_is_the_same(definition: Definition) -> None:
     assert from_json(definition.to_json()) == definition
@@ -89,6 +93,18 @@ def test_an_altered_value_keeps_its_type() -> None:
     gate = back.gates[4]
     assert isinstance(gate, Invariant)
     assert [type(value) for value in gate.values] == [str, int, float, bool, type(None)]
+
+
+def test_how_the_own_loop_trains_is_no_part_of_older_definitions() -> None:
+    assert TRAINING.to_json()["trainer"] == {
+        "kind": "torch",
+        "workers": 2,
+        "use_gpu": None,
+        "cpus_per_worker": 1.0,
+    }
+    assert TRAINING.replace(fn=None, trainer=Torch(accumulate=2)).to_json()["trainer"]["accumulate"] == 2
+    assert LightGBM().model_dump() == {"kind": "lightgbm", "cpus": 1.0}
+    assert LightGBM(workers=2).model_dump()["workers"] == 2
 
 
 def test_a_card_says_something_of_a_model_and_makes_none_stale() -> None:
@@ -167,6 +183,16 @@ def test_functions_are_named_by_where_they_stand() -> None:
         (lambda: TABLE.replace(fn=lambda x: x), "top level"),
         (lambda: TABLE.replace(partition_by=("b",)), "partition_by must be columns of the key"),
         (lambda: TRAINING.replace(trainer={"kind": "torch", "workers": 0}), "workers"),
+        (
+            lambda: TRAINING.replace(trainer=Torch(accumulate=2, compile=True)),
+            "accumulate=2, compile=True is for",
+        ),
+        (lambda: TRAINING.replace(module=None), "takes module, and may take fn"),
+        (
+            lambda: TRAINING.replace(trainer={"kind": "torch", "precision": "fp16", "strategy": "fsdp"}),
+            "bf16",
+        ),
+        (lambda: TRAINING.replace(trainer={"kind": "torch", "precision": "fp8"}), "precision"),
         (lambda: TRAINING.replace(gates=[{"kind": "nope"}]), "gates"),
         (lambda: TRAINING.replace(gates=[AtLeast("roc_auc", 0.5, any_seed=True)]), "needs repeats=2"),
         (lambda: TRAINING.replace(repeats=0), "repeats"),

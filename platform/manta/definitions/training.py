@@ -53,18 +53,38 @@ class TimeSplit(Frozen):
 
 
 class Torch(Frozen):
-    """Distributed torch through Ray Train.
+    """Distributed torch through Ray Train, by manta's own loop or by one of the project (``fn``), which does
+    itself what ``strategy``, ``precision``, ``accumulate`` and ``compile`` say.
 
     Attributes:
         workers: processes in the data-parallel group.
         use_gpu: one GPU each; None: where the cluster has enough.
         cpus_per_worker: logical CPUs each holds.
+        strategy: "ddp": each worker holds the whole module; "fsdp": each a share of its parameters, gradients
+            and optimizer state, and the whole of a block only while it is computed.
+        precision: of the arithmetic, by autocast; parameters stay fp32. "fp16" needs GPUs.
+        accumulate: parts in which each worker computes a step, one after the other: less memory, the same
+            result but for rounding.
+        compile: compile the module by `torch.compile`, which needs a C++ compiler on the workers' machines.
     """
 
     kind: Literal["torch"] = "torch"
     workers: int = Field(default=1, ge=1)
     use_gpu: bool | None = None
     cpus_per_worker: float = Field(default=1.0, gt=0)
+    # Left out of the JSON form where it is the default, so that older definitions are what they were.
+    strategy: Literal["ddp", "fsdp"] = Field(default="ddp", exclude_if=lambda value: value == "ddp")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", exclude_if=lambda value: value == "fp32"
+    )
+    accumulate: int = Field(default=1, ge=1, exclude_if=lambda value: value == 1)
+    compile: bool = Field(default=False, exclude_if=lambda value: not value)
+
+    @model_validator(mode="after")
+    def _scales_what_is_whole(self) -> Torch:
+        if self.strategy == "fsdp" and self.precision == "fp16":
+            raise ValueError("precision='fp16' goes with strategy='ddp'; with 'fsdp' take 'bf16'")
+        return self
 
 
 class Sklearn(Frozen):
@@ -92,13 +112,15 @@ class XGBoost(Frozen):
 
 
 class LightGBM(Frozen):
-    """Gradient-boosted trees by LightGBM, in one task.
+    """Gradient-boosted trees by LightGBM, in one task or in several that share the rows.
 
     Attributes:
-        cpus: that the task holds, a thread each.
+        workers: tasks; each holds its share of the rows, and all grow the same trees.
+        cpus: that each holds, a thread each.
     """
 
     kind: Literal["lightgbm"] = "lightgbm"
+    workers: int = Field(default=1, ge=1, exclude_if=lambda value: value == 1)
     cpus: float = Field(default=1.0, ge=1)
 
 
@@ -163,7 +185,7 @@ Trainer = Annotated[
 # What each needs of a training, and does without. What is imported may leave them in place: weights in
 # safetensors are the module's.
 _CODE: dict[str, tuple[str, ...]] = {
-    "torch": ("fn", "module"),
+    "torch": ("module",),
     "sklearn": ("fn",),
     "xgboost": (),
     "lightgbm": (),
@@ -171,14 +193,17 @@ _CODE: dict[str, tuple[str, ...]] = {
     "jax": ("fn",),
     "function": ("fn",),
 }
+# Fields of Torch that a loop of the project does not see.
+OWN_LOOP = ("strategy", "precision", "accumulate", "compile")
+_MAY: dict[str, tuple[str, ...]] = {"torch": ("fn",)}
 
 
 class Training(Runnable):
     """Trains a model and promotes it if it passes the gates.
 
-    The trainer says how. `Torch` takes ``fn`` and ``module``, `Sklearn`, `Keras`, `Jax` and `Function` take
-    ``fn``; `XGBoost` and `LightGBM` take neither: ``params`` are theirs (``rounds`` trees, 200 unless given,
-    and ``early_stopping_rounds``).
+    The trainer says how. `Torch` takes ``module``, `Sklearn`, `Keras`, `Jax` and `Function` take ``fn``;
+    `XGBoost` and `LightGBM` take neither: ``params`` are theirs (``rounds`` trees, 200 unless given, and
+    ``early_stopping_rounds``).
 
     The task says what is predicted, and what labels, logits and answers are:
 
@@ -204,7 +229,20 @@ class Training(Runnable):
     rest. ``work.report(metrics)`` tells how it goes. ``work.keep(name, bytes)`` keeps a checkpoint, whole or
     not at all, and ``work.kept(name)`` gives it back to an attempt after a kill.
 
-    For `Torch`, ``fn(config: dict)`` is a plain Ray Train loop. ``config`` holds ``params`` and ``shape``: a
+    For `Torch`, ``module(shape)`` makes a module whose ``forward(categories, numbers)`` returns logits, and
+    manta's own loop trains it: AdamW, a loss by what is predicted, a checkpoint after each epoch. ``params``
+    may name
+
+    - ``epochs`` (10)
+    - ``batch``: rows of a step, over all workers (1024)
+    - ``learning_rate``: the highest of the schedule (1e-3)
+    - ``schedule``: after a warm-up "cosine" or "constant" ("cosine")
+    - ``weight_decay`` (0.01)
+    - ``clip``: the most that the norm of the gradients may be; 0 leaves them as they are (1.0)
+    - ``patience``: epochs without a better ``validation_loss`` after which it ends, and the best epoch is the
+      model; without it, the last is
+
+    With ``fn``, ``fn(config: dict)`` is a plain Ray Train loop. ``config`` holds ``params`` and ``shape``: a
     dict with ``categories``, the vocabulary size of each categorical feature (index 0 stands for unknown or
     missing), ``numbers``, the width of the numeric input, and ``outputs``, the logits per row: as many as
     there are classes for ``multiclass``, else 1. The shards ``train`` and ``validation``
@@ -261,13 +299,24 @@ class Training(Runnable):
 
     @model_validator(mode="after")
     def _code_is_what_the_trainer_takes(self) -> Training:
-        wanted = _CODE.get(self.trainer.kind)
+        kind = self.trainer.kind
+        wanted, may = _CODE.get(kind), _MAY.get(kind, ())
         if wanted is None:
             return self
         for name in ("fn", "module"):
-            if (getattr(self, name) is not None) != (name in wanted):
+            if name not in may and (getattr(self, name) is not None) != (name in wanted):
                 takes = f"takes {' and '.join(wanted)}" if wanted else "takes neither fn nor module"
-                raise ValueError(f"the trainer {self.trainer.kind} {takes}")
+                optional = "".join(f", and may take {one}" for one in may)
+                raise ValueError(f"the trainer {kind} {takes}{optional}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_loop_of_its_own_does_it_itself(self) -> Training:
+        if isinstance(self.trainer, Torch) and self.fn is not None:
+            how = {name: getattr(self.trainer, name) for name in OWN_LOOP}
+            told = [f"{name}={value!r}" for name, value in how.items() if value != getattr(Torch(), name)]
+            if told:
+                raise ValueError(f"{', '.join(told)} is for manta's own loop; {self.fn} would not see it")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,5 @@
-"""Distributed torch through Ray Train.
+"""Distributed torch through Ray Train: by manta's own loop (:mod:`manta.training.torch_loop`), or by the
+project's, which the training names as ``fn``.
 
 The model is the last checkpoint that the loop reports. A loop that looks at `ray.train.get_checkpoint()` goes
 on from there when an attempt was killed; one that does not starts again.
@@ -12,6 +13,7 @@ import logging
 import os
 import pickle
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +27,7 @@ from manta.training import tasks, whole
 from manta.training.checkpoints import broken, mend
 from manta.training.encoder import Arrays
 from manta.training.loop import Dealt, Reports, run_loop
+from manta.training.torch_loop.asked import asked
 from manta.training.trainers import Job, Part
 from manta.training.trainers._reports import REPORTS, followed, reports
 
@@ -38,6 +41,10 @@ log = logging.getLogger(__name__)
 CHECKPOINT_FILE = "model.pt"
 WEIGHTS_FILE = "model.safetensors"
 BLOCK_ROWS = 16_384
+OWN_LOOP = "manta.training.torch_loop.loop:train"
+# Of a worker's rows: up to this it holds them, beyond it streams them. Of the rows alone, and not of the
+# machine: the two shuffle in other ways, and a training made again elsewhere must do the same.
+IN_MEMORY_BYTES = 2 * 2**30
 TRIES = 3  # of one attempt, when worker processes die; a loop that raises is not tried again
 START_SECONDS = "90"  # for all workers to be placed, twice
 
@@ -54,10 +61,18 @@ def check(job: Job) -> None:
     """Build the module, run it on two rows, and see that the cluster can hold the workers.
 
     Raises:
-        TrainingInvalid: one of them does not work.
+        TrainingInvalid: one of them does not work; or manta's own loop does not take the params, or has no
+            GPU for fp16.
     """
+    if job.training.fn is None:
+        asked(job.params)
     _checkable(job)
-    _resources(job)
+    resources = _resources(job)
+    if _how(job).precision == "fp16" and "GPU" not in resources:
+        raise TrainingInvalid(
+            "precision='fp16' needs GPUs, and the cluster has not enough of them",
+            hint="precision='bf16', which CPUs have too",
+        )
 
 
 def fit(job: Job) -> TorchModel:
@@ -99,10 +114,10 @@ def _run(job: Job) -> Path:
     trainer = TorchTrainer(
         run_loop,
         train_loop_config={
-            "fn": training.fn,
+            "fn": training.fn or OWN_LOOP,
             "root": str(job.root),
             "seed": training.seed,
-            "given": {"params": dict(job.params), "shape": job.shape},
+            "given": {"params": dict(job.params), "shape": job.shape} | _told(job),
         },
         datasets={
             "train": _dataset(job.train, how.workers, np.random.default_rng(training.seed)),
@@ -133,15 +148,51 @@ def _run(job: Job) -> Path:
             continue
         if result.checkpoint is None:
             raise TrainingInvalid(
-                f"{training.fn} reported no checkpoint",
+                f"{_loop(job)} reported no checkpoint",
                 hint="ray.train.report(metrics, checkpoint=…) with a folder that holds model.pt",
             )
         return Path(result.checkpoint.path)
     raise AssertionError("the last try returns or raises")
 
 
+def _loop(job: Job) -> str:
+    return job.training.fn or "manta's own loop"
+
+
+def _told(job: Job) -> dict[str, Any]:
+    """What manta's own loop is told besides params and shape."""
+    training, how = job.training, _how(job)
+    if training.fn is not None:
+        return {}
+    held = (job.train.arrays.categories, job.train.arrays.numbers, job.train.labels)
+    return {
+        "module": training.module,
+        "task": _task(job),
+        "how": how,
+        "seed": training.seed,
+        "in_memory": sum(each.nbytes for each in held) / how.workers <= IN_MEMORY_BYTES,
+        "rows": {
+            "train": len(job.train.labels) // how.workers,
+            "validation": len(job.validation.labels) // how.workers,
+        },
+        "scale": _scale(job),
+    }
+
+
+def _task(job: Job) -> str:
+    return str(getattr(job.training, "task", "binary"))
+
+
+def _scale(job: Job) -> tuple[float, float]:
+    """Mean and deviation of the training rows' labels."""
+    labels = job.train.labels.astype(np.float64)
+    return float(labels.mean()), float(labels.std()) or 1.0
+
+
 def _epochs(job: Job) -> int | None:
     """How many reports to expect: it cannot be known of a loop without a parameter ``epochs``."""
+    if job.training.fn is None:
+        return asked(job.params).epochs
     epochs = job.params.get("epochs")
     return epochs if isinstance(epochs, int) and epochs > 0 else None
 
@@ -158,7 +209,10 @@ def _dataset(part: Part, workers: int, shuffle: np.random.Generator | None) -> r
     import ray.data
     from ray.data.extensions import ArrowTensorArray
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # Else blocks come as they are fetched, and a training made again has its rows in another order.
+    context.execution_options.preserve_order = True
     rows = len(part.labels) // workers
     if not rows:
         raise TrainingInvalid(
@@ -256,8 +310,10 @@ def _named(error: Exception, job: Job, resources: dict[str, float]) -> MantaErro
         )
     if failures:
         rank, first = min(failures.items())
+        if isinstance(first, TrainingInvalid):
+            return first
         return TrainingInvalid(
-            f"{job.training.fn} failed on worker {rank}: {type(first).__name__}: {first}",
+            f"{_loop(job)} failed on worker {rank}: {type(first).__name__}: {first}",
             hint="the run's log has the traceback",
         )
     return Unavailable(f"Ray Train failed: {error}", hint="the run's log has the traceback")
@@ -302,6 +358,15 @@ def _module(job: Job) -> torch.nn.Module:
     return module.eval()
 
 
+def _module_of(job: Job, state: Mapping[str, Any]) -> torch.nn.Module:
+    """The module that such a state is of: manta's own loop puts one that predicts a number into another."""
+    from manta.training.torch_loop.scaled import Scaled
+
+    module = _module(job)
+    scaled = {"mean", "deviation"} <= state.keys() and any(name.startswith("inner.") for name in state)
+    return Scaled(module, 0.0, 1.0).eval() if scaled else module
+
+
 def _checkable(job: Job) -> None:
     import torch
 
@@ -332,18 +397,18 @@ def _load(job: Job, checkpoint: Path) -> TorchModel:
     if not path.exists():
         held = ", ".join(sorted(one.name for one in checkpoint.iterdir())) or "nothing"
         raise TrainingInvalid(
-            f"the last checkpoint of {job.training.fn} holds {held}, but no {CHECKPOINT_FILE}",
+            f"the last checkpoint of {_loop(job)} holds {held}, but no {CHECKPOINT_FILE}",
             hint=f'torch.save(module.state_dict(), folder / "{CHECKPOINT_FILE}") before reporting it',
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise TrainingInvalid(
-            f"{CHECKPOINT_FILE} of {job.training.fn} cannot be read as a state dict: {str(error)[:500]}",
+            f"{CHECKPOINT_FILE} of {_loop(job)} cannot be read as a state dict: {str(error)[:500]}",
             hint=f'torch.save(module.state_dict(), folder / "{CHECKPOINT_FILE}"): tensors alone, no objects',
         ) from error
     consume_prefix_in_state_dict_if_present(state, "module.")  # saved from the distributed wrapper
-    module = _module(job)
+    module = _module_of(job, state)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -363,9 +428,10 @@ def of_weights(job: Job, name: str, content: bytes) -> TorchModel:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    module = _module(job)
     try:
-        module.load_state_dict(load(content))
+        state = load(content)
+        module = _module_of(job, state)
+        module.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise ModelRefused(
             f"{name} does not hold the weights of {job.training.module}(shape): {str(error)[:1000]}",
