@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from manta.errors import TrainingInvalid, Unavailable
+from manta.training.encoder import Arrays
 from manta.training.trainers import Job, Part, _task
 from manta.training.trainers._reports import followed
 
@@ -30,12 +31,24 @@ START_SECONDS = 180.0  # for all of them to be placed
 GRACE_SECONDS = 20.0
 
 Meeting = Callable[[int], AbstractContextManager[Mapping[str, Any]]]
+Dealing = Callable[[_task.Work, int, int], _task.Work]
+
+
+class NotMet(Exception):
+    """The workers could not be connected, through no fault of the training: they are to be tried again."""
 
 
 def share(part: Part, rank: int, workers: int) -> Part:
     """Every ``workers``-th row, from row ``rank`` on: each row is in exactly one share."""
     rows = np.arange(rank, len(part.labels), workers)
     return Part(part.arrays.take(rows), part.labels[rows])
+
+
+def shares(whole: _task.Work, rank: int, workers: int) -> _task.Work:
+    """A share of the training rows and of the validation rows."""
+    return replace(
+        whole, train=share(whole.train, rank, workers), validation=share(whole.validation, rank, workers)
+    )
 
 
 def run(
@@ -45,6 +58,9 @@ def run(
     workers: int,
     meeting: Meeting,
     rounds: int | None = None,
+    deal: Dealing = shares,
+    bins: Arrays | None = None,
+    grace: float = GRACE_SECONDS,
 ) -> bytes:
     """What ``train`` gave in the first of the tasks, from the file ``name`` in the run's folder if it is
     there already.
@@ -53,6 +69,9 @@ def run(
         train: a function of a module, called in each task with its share of the rows.
         meeting: ``with meeting(workers) as told``: where they meet, for the time of one try.
         rounds: how many reports are to be expected.
+        deal: ``deal(whole, rank, workers)`` gives a task its rows.
+        bins: what all tasks get besides.
+        grace: seconds that the others have to end, when one has failed.
 
     Raises:
         TrainingInvalid: ``train`` raised; or fewer rows than workers, or more workers than the cluster holds.
@@ -65,8 +84,8 @@ def run(
     cpus = _task.cpus_of(job.training)
     _task.require_room(workers, cpus)
     _require_rows(job, workers)
-    with followed(job, whole.folder, rounds), _Places(workers, cpus) as places:
-        works = places.put(whole)
+    with followed(job, whole.folder, rounds), _Places(workers, cpus, grace) as places:
+        works = places.put([deal(whole, rank, workers) for rank in range(workers)], bins)
         for tries_left in reversed(range(_task.TRIES)):
             with meeting(workers) as told:
                 errors = places.tried(job, train, name, works, told)
@@ -91,11 +110,14 @@ def _judge(job: Job, errors: Sequence[Exception], tries_left: int) -> None:
         errors: of those that failed, the first to fail first.
 
     Raises:
-        TrainingInvalid: none has died: it is their code. Unavailable: one has, and it was the last try.
+        TrainingInvalid: none has died, and all had met: it is their code.
+        Unavailable: it was the last try.
     """
     from ray.exceptions import RayTaskError
 
-    dead = [error for error in errors if not isinstance(error, RayTaskError)]
+    dead = [
+        error for error in errors if not isinstance(error, RayTaskError) or isinstance(error.cause, NotMet)
+    ]
     if not dead:
         raise _task.failed(job, errors[0]) from errors[0]
     if not tries_left:
@@ -106,8 +128,8 @@ def _judge(job: Job, errors: Sequence[Exception], tries_left: int) -> None:
 class _Places:
     """Room for all the workers, held together."""
 
-    def __init__(self, workers: int, cpus: float) -> None:
-        self._workers, self._cpus = workers, cpus
+    def __init__(self, workers: int, cpus: float, grace: float) -> None:
+        self._workers, self._cpus, self._grace = workers, cpus, grace
 
     def __enter__(self) -> _Places:
         import ray
@@ -129,21 +151,14 @@ class _Places:
 
         remove_placement_group(self._group)
 
-    def put(self, whole: _task.Work) -> list[Any]:
-        """Each worker's part of the work, in the object store."""
+    def put(self, works: Sequence[_task.Work], bins: Arrays | None) -> list[tuple[Any, Any]]:
+        """Each worker's part of the work, and what is the same for all, in the object store."""
         import ray
 
+        same = ray.put(bins)
         return [
-            ray.put(
-                replace(
-                    whole,
-                    train=share(whole.train, rank, self._workers),
-                    validation=share(whole.validation, rank, self._workers),
-                    rank=rank,
-                    workers=self._workers,
-                )
-            )
-            for rank in range(self._workers)
+            (ray.put(replace(work, rank=rank, workers=self._workers)), same)
+            for rank, work in enumerate(works)
         ]
 
     def tried(
@@ -151,11 +166,11 @@ class _Places:
         job: Job,
         train: Callable[[_task.Work], bytes],
         name: str,
-        works: Sequence[Any],
+        works: Sequence[tuple[Any, Any]],
         told: Mapping[str, Any],
     ) -> list[Exception]:
-        """One try of all of them, until the last has ended. The errors of those that failed, in that
-        order."""
+        """One try of all of them, until the last has ended. The errors of those that failed by themselves, in
+        that order."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -166,29 +181,36 @@ class _Places:
             task.options(
                 name=f"train {job.training.model} {rank}",
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, rank),
-            ).remote(train, name, work, dict(told))
-            for rank, work in enumerate(works)
+            ).remote(train, name, work, bins, dict(told))
+            for rank, (work, bins) in enumerate(works)
         ]
         errors: list[Exception] = []
         until: float | None = None
+        cancelled: set[Any] = set()
         while waiting:
             ended, waiting = ray.wait(waiting, timeout=0.5)
             for each in ended:
                 try:
                     ray.get(each)
                 except ray.exceptions.RayError as error:
-                    errors.append(error)
+                    if each not in cancelled:
+                        errors.append(error)
             if errors and until is None:
-                until = time.monotonic() + GRACE_SECONDS
+                until = time.monotonic() + self._grace
             if until is not None and time.monotonic() > until:
                 for each in waiting:
                     ray.cancel(each, force=True)
+                cancelled.update(waiting)
                 until = time.monotonic() + GRACE_SECONDS
         return errors
 
 
 def _member(
-    train: Callable[[_task.Work], bytes], name: str, work: _task.Work, told: Mapping[str, Any]
+    train: Callable[[_task.Work], bytes],
+    name: str,
+    work: _task.Work,
+    bins: Arrays | None,
+    told: Mapping[str, Any],
 ) -> None:
     """In each of the tasks."""
-    _task.execute(train, name, replace(work, meeting=told))
+    _task.execute(train, name, replace(work, meeting=told, bins=bins))

@@ -37,6 +37,7 @@ class Work:
         params: without references to secrets: these are resolved.
         rank: which of ``workers`` tasks it is; what the others report and keep is that of the first.
         meeting: where the workers meet, as their library wants to be told.
+        bins: rows that all workers have in common, from which each takes the same bounds of bins.
     """
 
     training: Training
@@ -49,6 +50,7 @@ class Work:
     rank: int = 0
     workers: int = 1
     meeting: Mapping[str, Any] = field(default_factory=dict)
+    bins: Arrays | None = None
 
     @property
     def threads(self) -> int:
