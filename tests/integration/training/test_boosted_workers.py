@@ -24,6 +24,13 @@ EXACT: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _a_machine_each(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no two places were on one machine."""
+    if "one_machine" not in request.keywords:
+        monkeypatch.setattr(_group, "together", lambda machines: [[place] for place in range(len(machines))])
+
+
 def asked(bench: Bench, kind: str, workers: int, run_key: str = "test-1", **params: Any) -> Job:
     found = job(bench, kind, training(kind, trainer=WORKERS[kind](workers=workers)), **params)
     return Job(**{**vars(found), "run_key": run_key})
@@ -49,6 +56,25 @@ def test_each_row_is_in_exactly_one_share(workers: int) -> None:
         assert (share.arrays.categories[:, 0] == share.labels).all()
         assert (share.arrays.numbers[:, 0] == share.labels).all()
     assert max(len(share.labels) for share in shares) - min(len(share.labels) for share in shares) <= 1
+
+
+@pytest.mark.one_machine
+def test_places_on_one_machine_belong_together() -> None:
+    assert _group.together(["a"]) == [[0]]
+    assert _group.together(["b", "a", "b", "c", "a"]) == [[0, 2], [1, 4], [3]]
+
+
+@pytest.mark.one_machine
+@pytest.mark.parametrize("kind", WORKERS)
+def test_on_one_machine_two_workers_are_one_with_the_threads_of_both(
+    ray_cluster: None, bench: Bench, kind: str
+) -> None:
+    two = trainer(kind).fit(asked(bench, kind, 2, "two", rounds=30))
+    wide = training(kind, trainer=WORKERS[kind](cpus=2))
+    alone = Job(**{**vars(job(bench, kind, wide, rounds=30)), "run_key": "alone"})
+    one = trainer(kind).fit(alone)
+    assert apart(one, two, alone.validation) == 0, "to the last bit"
+    assert two.reports == one.reports
 
 
 @pytest.mark.parametrize("kind", WORKERS)

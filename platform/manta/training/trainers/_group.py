@@ -1,5 +1,8 @@
 """Trains in several Ray tasks at once that share the rows and meet over a network of their library's own.
 
+Workers that find place on one machine are one task with the threads of all of them: threads share the rows
+and their sums in memory, where processes would copy the one and send each other the other.
+
 Each has every n-th row, from a row of its own on, so that no row is in two of them and none is left out. They
 start together or not at all, and when one dies the others end too: all of them are started again, and go on
 from the checkpoint that the first of them had left.
@@ -13,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +43,8 @@ class NotMet(Exception):
 
 def share(part: Part, rank: int, workers: int) -> Part:
     """Every ``workers``-th row, from row ``rank`` on: each row is in exactly one share."""
+    if workers == 1:
+        return part
     rows = np.arange(rank, len(part.labels), workers)
     return Part(part.arrays.take(rows), part.labels[rows])
 
@@ -49,6 +54,14 @@ def shares(whole: _task.Work, rank: int, workers: int) -> _task.Work:
     return replace(
         whole, train=share(whole.train, rank, workers), validation=share(whole.validation, rank, workers)
     )
+
+
+def together(machines: Sequence[str]) -> list[list[int]]:
+    """The places on each machine, by the first of them; ``machines`` names that of each place."""
+    found: dict[str, list[int]] = {}
+    for place, machine in enumerate(machines):
+        found.setdefault(machine, []).append(place)
+    return list(found.values())
 
 
 def run(
@@ -85,9 +98,11 @@ def run(
     _task.require_room(workers, cpus)
     _require_rows(job, workers)
     with followed(job, whole.folder, rounds), _Places(workers, cpus, grace) as places:
-        works = places.put([deal(whole, rank, workers) for rank in range(workers)], bins)
+        tasks = len(places.of_each)
+        dealt = [deal(whole, rank, tasks) for rank in range(tasks)]
+        works = places.put(dealt, bins if tasks > 1 else None)
         for tries_left in reversed(range(_task.TRIES)):
-            with meeting(workers) as told:
+            with meeting(tasks) if tasks > 1 else nullcontext({}) as told:
                 errors = places.tried(job, train, name, works, told)
             if not errors:
                 return done.read_bytes()
@@ -126,14 +141,20 @@ def _judge(job: Job, errors: Sequence[Exception], tries_left: int) -> None:
 
 
 class _Places:
-    """Room for all the workers, held together."""
+    """Room for all the workers, held together.
+
+    Attributes:
+        of_each: the places of each task.
+    """
+
+    of_each: list[list[int]]
 
     def __init__(self, workers: int, cpus: float, grace: float) -> None:
         self._workers, self._cpus, self._grace = workers, cpus, grace
 
     def __enter__(self) -> _Places:
         import ray
-        from ray.util.placement_group import placement_group
+        from ray.util.placement_group import placement_group, placement_group_table
 
         self._group = placement_group([{"CPU": self._cpus}] * self._workers, strategy="PACK")
         if not self._group.wait(START_SECONDS):
@@ -144,6 +165,8 @@ class _Places:
                 f"{free:g} CPUs are free",
                 hint="endpoints and other runs hold the rest: stop one (`manta stop ID`), or train with less",
             )
+        machines = placement_group_table(self._group)["bundles_to_node_id"]
+        self.of_each = together([machines[place] for place in range(self._workers)])
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,7 +180,7 @@ class _Places:
 
         same = ray.put(bins)
         return [
-            (ray.put(replace(work, rank=rank, workers=self._workers)), same)
+            (ray.put(replace(work, rank=rank, workers=len(works), places=len(self.of_each[rank]))), same)
             for rank, work in enumerate(works)
         ]
 
@@ -180,7 +203,7 @@ class _Places:
         waiting = [
             task.options(
                 name=f"train {job.training.model} {rank}",
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, rank),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, self.of_each[rank][0]),
             ).remote(train, name, work, bins, dict(told))
             for rank, (work, bins) in enumerate(works)
         ]

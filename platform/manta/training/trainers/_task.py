@@ -36,6 +36,7 @@ class Work:
         folder: the run's own; what is there was left by an earlier try or attempt.
         params: without references to secrets: these are resolved.
         rank: which of ``workers`` tasks it is; what the others report and keep is that of the first.
+        places: of how many of the definition's workers it has the CPUs.
         meeting: where the workers meet, as their library wants to be told.
         bins: rows that all workers have in common, from which each takes the same bounds of bins.
     """
@@ -49,12 +50,13 @@ class Work:
     validation: Part
     rank: int = 0
     workers: int = 1
+    places: int = 1
     meeting: Mapping[str, Any] = field(default_factory=dict)
     bins: Arrays | None = None
 
     @property
     def threads(self) -> int:
-        return max(1, int(cpus_of(self.training)))
+        return max(1, int(cpus_of(self.training) * self.places))
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         if self.rank:
