@@ -109,6 +109,7 @@ def test_each_class_is_dealt_as_far_as_there_is_room() -> None:
     assert counts.sum() == 500
     assert counts[3] >= 1
     assert counts[:3] / 500 == pytest.approx([0.5, 0.3, 0.2], abs=0.08)
+    assert not np.array_equal(made[:4], [0, 1, 2, 3]), "in random order, those of each class too"
     many = of_task("multiclass", np.arange(2_000) % 300)
     assert len(np.unique(shuffled(many, NoLeakage(rows=100), 0).train.labels)) == 100
 
