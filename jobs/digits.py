@@ -109,8 +109,10 @@ def _rows(shard: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]
     return numbers, labels
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+def _bare(model: nn.Module) -> Net:
+    net = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    assert isinstance(net, Net)
+    return net
 
 
 def _report(metrics: dict[str, Any], model: nn.Module, optimizer: Any, schedule: Any) -> None:

@@ -291,7 +291,7 @@ def _encoded(
     if training.baseline is not None and training.baseline not in encoding.moments:
         raise TrainingInvalid(
             f"baseline {training.baseline!r} is not a numeric feature of {training.features}",
-            hint=f"one of {', '.join(encoding.moments)}",
+            hint=f"one of {', '.join(encoding.moments)}" if encoding.moments else "it has none: leave it out",
         )
     encoded = {
         name: Part(encoder.encode(encoding, raw[name]), examples.labels[parts[name]]) for name in PARTS

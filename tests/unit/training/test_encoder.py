@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
 import numpy as np
 import polars as pl
@@ -10,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manta.definitions import Examples, TimeSplit, Training
 from manta.errors import TrainingInvalid
 from manta.models.encoding import Encoding
 from manta.training import encoder
+from manta.training.examples import PARTS, Labelled
+from manta.training.run import _encoded
 
 TRAIN = pl.DataFrame(
     {
@@ -169,6 +173,26 @@ def test_a_vector_of_another_length_is_named_with_both() -> None:
 def test_a_vector_cannot_be_a_category() -> None:
     with pytest.raises(TrainingInvalid, match=r"pixels is of type .* and cannot be a category"):
         encoder.fit(VECTORS, ["pixels"])
+
+
+def test_a_vector_is_no_baseline() -> None:
+    training = Training(
+        model="looks",
+        fn="jobs.looks:train",
+        module="jobs.looks:Net",
+        examples=Examples(dataset="looks", label="seen", time="at"),
+        features="looks_v1",
+        split=TimeSplit(test_from=datetime(2026, 1, 1)),
+        baseline="pixels",
+    )
+    examples = Labelled(VECTORS, np.array([0, 1, 0, 1], dtype=np.float32), 0)
+    parts = {name: np.arange(4) for name in PARTS}
+    with pytest.raises(TrainingInvalid, match="'pixels' is not a numeric feature of looks_v1") as error:
+        _encoded(training, VECTORS, examples, parts)
+    assert error.value.hint == "one of wind"
+    with pytest.raises(TrainingInvalid) as error:
+        _encoded(training, VECTORS.select("pixels"), examples, parts)
+    assert error.value.hint == "it has none: leave it out"
 
 
 def test_an_encoding_with_vectors_survives_json_and_one_without_says_nothing_of_them() -> None:
