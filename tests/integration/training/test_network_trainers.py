@@ -7,14 +7,18 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from manta.definitions import Jax, Keras, Training
+from manta.definitions import AtLeast, Jax, Keras, Signature, TimeSplit, Training
 from manta.errors import ExtraMissing, TrainingInvalid
+from manta.models import package
+from manta.training import run as training_run
 from manta.training.encoder import Arrays
 from manta.training.trainers import Job, Model, Part, _epochs, _task, trainer
 from manta.training.trainers._reports import reports
@@ -134,6 +138,32 @@ def test_a_killed_process_goes_on_from_its_checkpoint(ray_cluster: None, bench: 
     assert np.abs(ours - theirs).max() < 1e-4, "other threads add in another order, and no more"
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize("how", [Keras(backend="jax"), Jax()], ids=lambda how: str(how.kind))
+def test_a_run_of_it_is_packaged_promoted_and_answers(
+    ray_cluster: None, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: Any
+) -> None:
+    """Keras on another backend than the one that packages."""
+    monkeypatch.chdir(tmp_path)  # where MLflow without a server keeps artifacts
+    bench.settings = bench.settings.model_copy(update={"mlflow_url": f"sqlite:///{tmp_path}/mlflow.db"})
+    wanted = training(how.kind, trainer=how, params={**FEW, "batch": 100, "rate": 0.05}).replace(
+        features="weather_v1",
+        split=TimeSplit(test_from=datetime(2013, 2, 20)),
+        gates=(AtLeast("roc_auc", 0.85), Signature()),
+    )
+    run = bench.begin(wanted)
+    training_run.execute(run)
+    (made,) = run.outputs
+    assert (made.name, made.version) == ("delay", "1")
+    assert run.metrics["roc_auc"] > 0.9
+    assert run.metrics["parity"] < 1e-5
+    packaged = package.load(made.detail["location"], made.detail["digest"])
+    calm, storm = packaged.predict({"sky": ["clear", "rain"], "wind": [2.0, 9.0]})
+    assert calm < 0.2 < 0.8 < storm
+    weights = load((Path(made.detail["location"]) / "model.safetensors").read_bytes())
+    assert sum(each.size for each in weights.values()) > 100
+
+
 def many(given: Job, count: int = 10_000) -> Arrays:
     """Rows like the training's, and others that are like none of them."""
     random = np.random.default_rng(9)
@@ -191,15 +221,10 @@ def of_classes(given: Job) -> Job:
 
 
 @of_tasks
-@pytest.mark.ray
-@pytest.mark.parametrize("trainer_", [Keras(), Keras(backend="jax"), Jax()], ids=str)
-def test_of_several_classes(ray_cluster: None, bench: Bench, trainer_: Any) -> None:
-    given = of_classes(asked(bench, trainer_.kind, trainer=trainer_, task="multiclass", rate=0.03))
-    if getattr(trainer_, "backend", "") == "jax":
-        trainer("keras").check(given)
-        model: Any = trainer("keras").fit(given)  # in a process of its own: here Keras is on torch
-    else:
-        model = trained(given)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_of_several_classes(bench: Bench, kind: str) -> None:
+    given = of_classes(asked(bench, kind, task="multiclass", rate=0.03))
+    model = trained(given)
     found = model.probabilities(given.validation.arrays)
     assert found.shape == (1_000, 3)
     assert np.abs(found.sum(axis=1) - 1).max() < 1e-5
