@@ -34,7 +34,8 @@ from manta.ledger.runs import Version
 from manta.models import package
 from manta.models.registry import Registry
 from manta.serving import core
-from manta.serving.protocols import predict
+from manta.serving.http import Asked
+from manta.serving.protocols import Call, predict
 from manta.training import run as training_run
 from tests.integration.training.conftest import Bench
 
@@ -140,14 +141,18 @@ def manifest(bench: Bench) -> Path:
     return bench.settings.home / "manifests" / "weather.json"
 
 
+async def unread() -> bytes:
+    raise AssertionError("the body is there already")
+
+
 def asked(bench: Bench, version: Version, body: dict[str, Any]) -> list[dict[str, Any]]:
     """Its predictions, as an endpoint of it answers a request."""
     endpoint = Endpoint(model=version.name, features="weather_v1")
     config = {**version.detail, "version": version.version, "manifest": str(manifest(bench))}
     loaded = core.load(endpoint, config)
-    form, rows = predict.parse(json.dumps(body).encode(), endpoint.max_rows)
-    answered = predict.answer(endpoint, loaded, form, rows, features=False, request_id="r")
-    found: list[dict[str, Any]] = json.loads(answered)["predictions"]
+    asking = Asked("POST", "predict", {"content-type": "application/json"}, "", unread)
+    answered = predict.answer(Call(endpoint, loaded, asking, "predict", json.dumps(body).encode(), "r"))
+    found: list[dict[str, Any]] = json.loads(answered.content)["predictions"]
     return found
 
 

@@ -14,6 +14,7 @@ from manta.definitions import AtLeast, AtMost, BeatsChampion, Examples, TimeSpli
 from manta.errors import GateFailed, TrainingInvalid, Unavailable
 from manta.models import package
 from manta.models.registry import Registry
+from manta.training import packaging
 from manta.training import run as training_run
 from tests.integration.training.conftest import Bench
 
@@ -179,5 +180,5 @@ def test_a_package_that_computes_something_else_is_refused(bench: Bench) -> None
 
     model = Drifted(Net(shape).eval(), shape, [])
     with pytest.raises(TrainingInvalid, match="differs from the trained one"):
-        training_run._package(context, GOOD, data, model, {})
+        packaging.write(context, GOOD, data, model, {})
     assert not (bench.settings.home / "models").exists()

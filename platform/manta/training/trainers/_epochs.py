@@ -146,21 +146,6 @@ def unique(names: Sequence[str]) -> list[str]:
     return found
 
 
-def task(training: Training) -> str:
-    """What it predicts."""
-    return getattr(training, "task", "binary")
-
-
-def answers(logits: np.ndarray, predicted: str) -> np.ndarray:
-    """float32 [n] or [n, k]: probabilities, or of a regression the numbers that they are."""
-    from scipy.special import expit, softmax
-
-    if predicted == "regression":
-        return logits
-    found: np.ndarray = softmax(logits, axis=1) if logits.ndim == 2 else expit(logits)
-    return found
-
-
 def shapes(rows: int, outputs: int) -> list[tuple[int, ...]]:
     """That logits may have."""
     return [(rows,), (rows, 1)] if outputs == 1 else [(rows, outputs)]

@@ -128,7 +128,7 @@ def require_logits(keras: Any, model: Any, job: Job) -> None:
     Raises:
         TrainingInvalid: it would be twice.
     """
-    if _epochs.task(job.training) == "regression":
+    if job.training.task == "regression":
         return
     path, loss = job.training.fn, getattr(model, "loss", None)
     loss = keras.losses.get(loss) if isinstance(loss, str) else loss

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manta.definitions import load_function
+from manta.definitions.metrics import Task
 from manta.definitions.sources import driver
 from manta.errors import TrainingInvalid
+from manta.training import tasks
 from manta.training.encoder import Arrays
 from manta.training.trainers import Job, Part, _epochs, _pytrees, _task
 from manta.training.trainers._epochs import Progress
@@ -167,7 +169,7 @@ class Network:
     path: str
     pure: Pure
     shape: Mapping[str, Any]
-    task: str
+    task: Task
     seed: int
 
     @property
@@ -271,7 +273,7 @@ def _made(held: Job | _task.Work) -> Network:
         raise TrainingInvalid(f"{path} fails: {type(error).__name__}: {error}", hint=HINT) from error
     if not isinstance(pure, Pure):
         raise TrainingInvalid(f"{path} returned a {type(pure).__name__}", hint=HINT)
-    network = Network(path, pure, held.shape, _epochs.task(held.training), held.training.seed)
+    network = Network(path, pure, held.shape, held.training.task, held.training.seed)
     rows = 2
     few = _batch(held.train, np.arange(rows))[:2]
     params, _ = network.begun()
@@ -314,7 +316,7 @@ class JaxModel:
                 for each in parts
             ]
         )
-        return _epochs.answers(logits, self.network.task)
+        return tasks.answers(self.network.task, logits)
 
     def graph(self) -> onnx.ModelProto:
         return _export(self.network, self.params)

@@ -21,6 +21,7 @@ import numpy as np
 
 from manta.definitions import Keras
 from manta.errors import ExtraMissing, TrainingInvalid
+from manta.training import tasks
 from manta.training.encoder import Arrays
 from manta.training.trainers import Job, _epochs, _keras, _task
 from manta.training.trainers._epochs import Asked, Progress
@@ -247,7 +248,7 @@ class KerasModel:
     reports: list[dict[str, Any]]
 
     def probabilities(self, arrays: Arrays) -> np.ndarray:
-        return _epochs.answers(_keras.logits(self.model, arrays), _epochs.task(self.job.training))
+        return tasks.answers(self.job.training.task, _keras.logits(self.model, arrays))
 
     def graph(self) -> onnx.ModelProto:
         import torch

@@ -167,7 +167,7 @@ def _told(job: Job) -> dict[str, Any]:
     held = (job.train.arrays.categories, job.train.arrays.numbers, job.train.labels)
     return {
         "module": training.module,
-        "task": _task(job),
+        "task": training.task,
         "how": how,
         "seed": training.seed,
         "in_memory": sum(each.nbytes for each in held) / how.workers <= IN_MEMORY_BYTES,
@@ -177,10 +177,6 @@ def _told(job: Job) -> dict[str, Any]:
         },
         "scale": _scale(job),
     }
-
-
-def _task(job: Job) -> str:
-    return str(getattr(job.training, "task", "binary"))
 
 
 def _scale(job: Job) -> tuple[float, float]:
