@@ -27,7 +27,8 @@ def by_keras(config: dict[str, Any]) -> Any:
     ]
     hidden = keras.layers.concatenate([*columns, keras.ops.clip(numbers, -8, 8)])
     hidden = keras.layers.Dense(24, activation="silu")(hidden)
-    hidden = keras.layers.Dropout(0.05)(keras.layers.BatchNormalization()(hidden))
+    hidden = keras.layers.BatchNormalization(momentum=params.get("momentum", 0.99))(hidden)
+    hidden = keras.layers.Dropout(0.05)(hidden)
     ends = "sigmoid" if which == "sigmoid" else None
     logits = keras.layers.Dense(2 if which == "wide" else outputs, activation=ends)(hidden)
     made = keras.Model([categories, numbers], logits)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from manta.definitions import AtLeast, Jax, Keras, Signature, TimeSplit, Training
+from manta.definitions import AtLeast, Jax, Keras, Signature, TimeSplit
 from manta.errors import ExtraMissing, TrainingInvalid
 from manta.models import package
 from manta.training import run as training_run
@@ -33,7 +33,6 @@ from tests.integration.training.test_task_trainers import (
 
 FITTED, CHECKPOINT = "fitted.safetensors", "checkpoint.safetensors"
 FEW = {"epochs": 6, "batch": 250}
-of_tasks = pytest.mark.skipif("task" not in Training.model_fields, reason="every training is binary")
 
 
 def asked(bench: Bench, kind: str, key: str = "test-1", **given: Any) -> Job:
@@ -220,10 +219,9 @@ def of_classes(given: Job) -> Job:
     )
 
 
-@of_tasks
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_of_several_classes(bench: Bench, kind: str) -> None:
-    given = of_classes(asked(bench, kind, task="multiclass", rate=0.03))
+    given = of_classes(asked(bench, kind, task="multiclass", rate=0.05, batch=100, momentum=0.8))
     model = trained(given)
     found = model.probabilities(given.validation.arrays)
     assert found.shape == (1_000, 3)
@@ -239,7 +237,6 @@ def test_of_several_classes(bench: Bench, kind: str) -> None:
     assert model.reports[-1]["validation_loss"] == pytest.approx(-np.log(chances).mean(), rel=1e-3)
 
 
-@of_tasks
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_of_a_number(bench: Bench, kind: str) -> None:
     given = asked(bench, kind, task="regression", squares=True, rate=0.05, epochs=15)
