@@ -16,11 +16,15 @@ from torch import nn
 
 from manta.definitions import Torch
 from manta.errors import TrainingInvalid
+from manta.training.encoder import Arrays
 from manta.training.torch_loop import feed as feeds
 from manta.training.torch_loop import loop
 from manta.training.torch_loop.asked import Asked, Progress, asked, share_of_rate, sizes
 from manta.training.torch_loop.feed import Held, Rows, Streamed
 from manta.training.torch_loop.scaled import Scaled
+from manta.training.trainers import Part
+from manta.training.trainers import torch as torch_trainer
+from tests.benchmarks._training_job import job_of
 
 ROWS, HELD_BACK, WIDTH = 1_003, 400, 4
 CPU = torch.device("cpu")
@@ -265,6 +269,14 @@ def test_a_number_of_any_size_is_predicted_as_least_squares_would(here: Callable
     with torch.inference_mode():
         ours = model(place.rows["train"][0], numbers).numpy()
     assert np.abs(ours - theirs).max() < 0.5, "of labels that deviate by 100 from 1000"
+    part = Part(Arrays(place.rows["train"][0].numpy(), numbers.numpy()), labels.numpy())
+    fields = {"module": f"{__name__}:Linear", "task": "regression"}
+    job = job_of(Torch(), "run", place.folder.parent, part, part, {}, **fields)
+    job = replace(job, shape={"categories": [], "numbers": WIDTH, "outputs": 1})
+    packaged = torch_trainer._load(job, sorted(place.folder.glob("*"))[-1])
+    assert np.array_equal(packaged.probabilities(part.arrays), ours), "the model is the module and its scale"
+    again = torch_trainer.of_weights(job, "model.safetensors", packaged.files()["model.safetensors"])
+    assert np.array_equal(again.probabilities(part.arrays), ours), "and so are its weights"
     squared = float(np.mean((theirs - labels.numpy()) ** 2))
     assert place.reports[-1]["train_loss"] == pytest.approx(squared, rel=0.02), "in the label's own units"
 
