@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,26 @@ def test_two_workers_make_what_one_makes(ray_cluster: None, bench: Bench, kind: 
     assert [report["round"] for report in two.reports] == list(range(1, 61)), "each round once"
     last = [model.reports[-1] for model in (one, two)]
     assert last[1]["validation_logloss"] == pytest.approx(last[0]["validation_logloss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_so_they_do_for_each_task(ray_cluster: None, bench: Bench, kind: str, task: str) -> None:
+    answers = []
+    for workers in (1, 2):
+        found = asked(bench, kind, workers, f"test-{workers}", rounds=15, **EXACT[kind])
+        for part in (found.train, found.validation):
+            np.round(part.arrays.numbers, 1, out=part.arrays.numbers)
+            part.labels[:] = part.arrays.numbers[:, 0] * 3 + part.arrays.categories[:, 0] % 2
+        parts = {"train": found.train, "validation": found.validation}
+        if task == "multiclass":
+            for name, part in parts.items():
+                parts[name] = replace(part, labels=np.digitize(part.labels, [-2, 2]))
+        shape = {**found.shape, "outputs": 3 if task == "multiclass" else 1}
+        found = replace(found, **parts, shape=shape, training=found.training.replace(task=task))
+        answers.append(trainer(kind).fit(found).probabilities(found.validation.arrays))
+    assert answers[0].std() > 0.1
+    assert np.abs(answers[0] - answers[1]).max() < 2e-3
 
 
 @pytest.mark.parametrize("kind", WORKERS)
