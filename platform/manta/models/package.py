@@ -128,6 +128,7 @@ class Package:
         order = {one.name: at for at, one in enumerate(self._session.get_inputs())}
         kinds: dict[str, str] = card["inputs"]
         self.inputs = {name: kinds[name] for name in sorted(kinds, key=lambda name: order.get(name, -1))}
+        self._lengths = {name: length for name, kind in kinds.items() if (length := vector_length(kind))}
         self.task: str = card.get("task", "binary")  # before there were others, cards did not say
         self.classes: tuple[str, ...] = tuple(card.get("classes", ()))
 
@@ -152,10 +153,10 @@ class Package:
                 fields=missing,
             )
         feeds = {
-            name: _vectors(name, length, columns[name])
-            if (length := vector_length(kind))
-            else _numbers(name, kind, columns[name])
+            name: _numbers(name, kind, columns[name])
             if kind in NUMBERS
+            else _vectors(name, self._lengths[name], columns[name])
+            if name in self._lengths
             else _texts(name, kind, columns[name])
             for name, kind in self.inputs.items()
         }

@@ -277,10 +277,9 @@ def _value(value: Any, name: str, kind: str, number: int, rows: Sequence[Row]) -
     """The value as features of that type are held; None is a missing value."""
     if value is None:
         return None
-    item = item_type(kind)
-    if item is not None and isinstance(value, list):
-        return _items(value, name, item, number, rows)
-    types, described = ACCEPTED.get(kind, ((list,), "a list"))
+    if kind not in ACCEPTED:
+        return _list(value, name, item_type(kind), number, rows)
+    types, described = ACCEPTED[kind]
     if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
         raise _wrong(name, number, rows, f"must be {described}, not {value!r:.80}")
     if kind == "timestamp":
@@ -301,7 +300,11 @@ def _value(value: Any, name: str, kind: str, number: int, rows: Sequence[Row]) -
     return value
 
 
-def _items(values: list[Any], name: str, item: str, number: int, rows: Sequence[Row]) -> list[Any]:
+def _list(values: Any, name: str, item: str | None, number: int, rows: Sequence[Row]) -> list[Any]:
+    if not isinstance(values, list):
+        raise _wrong(name, number, rows, f"must be a list, not {values!r:.80}")
+    if item is None:
+        return values
     # Vectors may be long, and most hold numbers and nothing else.
     if item in ("float32", "float64") and set(map(type, values)) <= {float, int}:
         with contextlib.suppress(OverflowError):
