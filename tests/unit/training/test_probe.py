@@ -197,8 +197,8 @@ def test_gates_that_can_be_asked() -> None:
 def test_of_several_classes_the_one_that_moves_most_counts(tmp_path: Path) -> None:
     location, digest = tiny.write_package(tmp_path, 0.0, task="multiclass")
     held = package.load(location, digest)
-    features = pl.DataFrame({"rating": [0.0, 5.0], "city": ["a", None], "far": [0.0, 0.0]})
-    rows = Held(features, features, "at", np.array([0, 2]), "multiclass", tiny.CLASSES)
+    features = pl.DataFrame({"rating": [0.0, 5.0, -20.0], "city": ["a", None, "b"], "far": [0.0] * 3})
+    rows = Held(features, features, "at", np.array([0, 2, 1]), "multiclass", tiny.CLASSES)
     before = held.predict(features.to_dict(as_series=False))
     gates = (Invariant("far", at_most=0.5, values=(1.0, -0.5)), Invariant("city", at_most=0.1))
     found = evidence.gather(gates, rows, before, held, Path(location), {}, {}, {})
@@ -210,7 +210,7 @@ def test_of_several_classes_the_one_that_moves_most_counts(tmp_path: Path) -> No
     far, city = found.measured[0], found.measured[1]
     assert isinstance(far, evidence.Altered)
     assert isinstance(city, evidence.Altered)
-    moved = [softmax(x + 1) - softmax(x) for x in (0.0, 0.5)]
+    moved = [softmax(x + 1) - softmax(x) for x in (0.0, 0.5, -2.0)]
     assert far.change == pytest.approx([each[np.abs(each).argmax()] for each in moved], abs=1e-6)
     assert not city.change.any()
     results = judge(gates, {}, None, None, found)
