@@ -1,9 +1,9 @@
 """A node that is taken back while a training works on it: `python -m tests.soak.training --drain`.
 
 Three nodes of one CPU; two workers. The node of a worker is drained with a deadline of some seconds while
-both are in their third epoch, and then killed. Checked: the training goes on with another node from the
-checkpoint of the second epoch, does each epoch once, and ends with the very figures of an undisturbed one;
-and none of the tries that an attempt has for dead workers was used up.
+both are in their third epoch. Checked: the training goes on with another node from the checkpoint of the
+second epoch, does each epoch once, and ends with the very figures of an undisturbed one; and none of the
+tries that an attempt has for dead workers was used up.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,13 @@ def run() -> list[str]:
     nodes, log = Nodes(folder), Log()
     logging.getLogger("manta").addHandler(log)
     # All nodes and their workers inherit it.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), *sys.path]))
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ |= {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), *sys.path])),
+        "RAY_AUTH_MODE": "disabled",
+        # A loaded machine is slow to start things, not broken.
+        "RAY_raylet_start_wait_time_s": "400",
+        "RAY_agent_register_timeout_ms": "400000",
+    }
     try:
         nodes.start(2)
         told = _moved(nodes, folder)
@@ -74,11 +79,10 @@ def _moved(nodes: Nodes, folder: Path) -> dict[str, Any]:
         wanted = asked(folder, "moved", how, epochs=EPOCHS, **shape)
         told: dict[str, Any] = {"calm": calm.reports}
         head = ray.get_runtime_context().get_node_id()
-        mover = threading.Thread(target=lambda: told.update(_move(nodes, head, wanted.folder, folder)))
-        mover.start()
-        told["moved"] = fitted(wanted).reports
-        mover.join()
-        return told
+        with ThreadPoolExecutor(1) as pool:
+            mover = pool.submit(_move, nodes, head, wanted.folder, folder)
+            told["moved"] = fitted(wanted).reports
+            return told | mover.result()
     finally:
         ray.shutdown()
 
@@ -95,6 +99,5 @@ def _move(nodes: Nodes, head: str, runs: Path, folder: Path) -> dict[str, Any]:
     while len(after := set(folder.glob("node-*")) - before.keys()) < 2:  # the group has begun again
         assert time.monotonic() < until, "no worker began again"
         time.sleep(0.1)
-    nodes.kill(node)
     (folder / "go").touch()
     return {"node": node, "after": [path.read_text() for path in after]}

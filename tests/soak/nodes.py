@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, each under a `ray start` of its own that can be killed."""
+"""A Ray cluster of several nodes on this machine, each under a `ray start` of its own."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Nodes:
         where = (f"--port={self._port}", f"--temp-dir={self._folder}")
         self._start("--head", "--include-dashboard=false", *where)
         self._wait_for(1)
-        for _ in range(others):
+        for count in range(others):  # one after the other: a raylet gives its agents 15 s to start
             self._start(f"--address={self.address}")
-        self._wait_for(1 + others)
+            self._wait_for(2 + count)
 
     def _start(self, *options: str) -> None:
         with (self._folder / "nodes.log").open("ab") as log:
@@ -72,34 +72,12 @@ class Nodes:
         reason = ("--reason=DRAIN_NODE_REASON_PREEMPTION", f"--deadline-remaining-seconds={seconds}")
         subprocess.run([*RAY, "drain-node", *told, *reason], check=True, capture_output=True)
 
-    def kill(self, node: str) -> None:
-        """All processes of a node, by SIGKILL."""
-        for process in self._started[1:]:
-            family = _family(process)
-            if any(node in " ".join(each.cmdline()) for each in family):
-                _kill(family)
-                process.wait()
-                self._started.remove(process)
-                return
-        raise RuntimeError(f"no process knows of the node {node}")
-
     def stop(self) -> None:
         for process in self._started:
-            _kill(_family(process))
+            try:
+                first = psutil.Process(process.pid)
+                for each in [first, *first.children(recursive=True)]:
+                    each.kill()
+            except psutil.NoSuchProcess:
+                continue
             process.wait()
-
-
-def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    try:
-        first = psutil.Process(process.pid)
-        return [first, *first.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _kill(family: list[psutil.Process]) -> None:
-    for each in family:
-        try:
-            each.kill()
-        except psutil.NoSuchProcess:
-            continue

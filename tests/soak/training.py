@@ -1,4 +1,5 @@
-"""Trainings under kills: `python -m tests.soak.training --seed 1 --kills 50`.
+"""Trainings under kills: `python -m tests.soak.training --seed 1 --kills 50`; `--drain` for a node that is
+taken back (tests/soak/drained.py).
 
 A training of two Ray Train workers reports a checkpoint after each epoch. In turn one of its workers, Ray
 Train's controller, the run's own process (then the next attempt begins, as the platform's controller would
@@ -33,6 +34,7 @@ from manta.control import parts
 from manta.errors import PortInUse
 from manta.settings import Settings
 from tests.conftest import free_ports
+from tests.soak import drained
 from tests.soak.parts import REPOSITORY, RayHead
 
 SEEDS = range(5)  # undisturbed
@@ -229,11 +231,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(10_000))
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--drain", action="store_true", help="take a node back, once, instead of the kills")
     parser.add_argument("--drive", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.drive:
         drive(json.loads(asked.drive))
         return 0
+    if asked.drain:
+        findings = drained.run()
+        print(json.dumps({"drained": 1, "findings": findings}))
+        return 1 if findings else 0
     folder = Path(tempfile.mkdtemp(prefix="st", dir=os.environ.get("MANTA_SOAK_FOLDER", "/tmp")))
     began, soak = time.monotonic(), Soak(folder, asked.seed)
     losses = soak.run(asked.kills)
