@@ -24,8 +24,9 @@ $(STAMP): requirements.lock pyproject.toml
 demo: install
 	@$(BIN)/manta demo .
 
+# tests/project is run in a copy of the project, by tests/integration/platform.
 test: lint
-	$(BIN)/pytest --numprocesses 2 --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 2 --no-loadscope-reorder --ignore tests/project
 
 test-stock-feast: install # a Feast of its own, without manta, reads through the look-up door
 	MANTA_STOCK_FEAST=venv $(BIN)/pytest tests/integration/features/test_stock_client.py
