@@ -199,7 +199,8 @@ class _Places:
 
         # One that died must not be repeated by itself: its peers are gone. And the process of one that failed
         # still holds its connections to them: Ray must not give it other work.
-        task = ray.remote(num_cpus=self._cpus, max_retries=0, max_calls=1)(_member)
+        calls = 1 if len(works) > 1 else 0
+        task = ray.remote(num_cpus=self._cpus, max_retries=0, max_calls=calls)(_member)
         waiting = [
             task.options(
                 name=f"train {job.training.model} {rank}",
