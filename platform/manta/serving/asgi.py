@@ -26,12 +26,7 @@ class Asgi:
 
         async def body() -> bytes:
             event = await receive()
-            content = event.get("body", b"")
-            if not event.get("more_body"):
-                if len(content) > MOST_BYTES:
-                    raise too_large()
-                return bytes(content)
-            whole = bytearray(content)
+            whole = bytearray(event.get("body", b""))
             while event.get("more_body") and len(whole) <= MOST_BYTES:
                 event = await receive()
                 whole += event.get("body", b"")

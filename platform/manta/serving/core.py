@@ -190,13 +190,7 @@ def by_columns(
     else:
         _check([columns], needed=package.inputs, allowed=loaded.service.types)
         values = columns
-    answers = package.predict({name: values[name] for name in package.inputs})
-    if package.task == "regression":
-        return {"prediction": answers}
-    if package.task == "multiclass":
-        classes = np.array(package.classes, dtype=object)
-        return {"probabilities": answers, "prediction": classes[answers.argmax(axis=1)]}
-    return {"probability": answers, "prediction": answers >= endpoint.threshold}
+    return _answers(endpoint, package, values)
 
 
 def too_many(rows: int, endpoint: Endpoint) -> RequestInvalid:
@@ -229,23 +223,28 @@ def _looked_up(loaded: Loaded, rows: Sequence[Row]) -> tuple[dict[str, Sequence[
     return values, looked
 
 
-def _predict(endpoint: Endpoint, loaded: Loaded, values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """``prediction`` is the answer itself: whether, which class, or what number; beside it what it is made
-    from."""
-    package = loaded.package
+def _answers(
+    endpoint: Endpoint, package: Package, values: Mapping[str, Sequence[Any]]
+) -> dict[str, np.ndarray]:
+    """The columns that :func:`outputs` names. ``prediction`` is the answer itself: whether, which class, or
+    what number; beside it what it is made from."""
     answers = package.predict({name: values[name] for name in package.inputs})
     if package.task == "regression":
-        return [{"prediction": value} for value in answers.tolist()]
+        return {"prediction": answers}
     if package.task == "multiclass":
-        likeliest = answers.argmax(axis=1).tolist()
-        return [
-            {"prediction": package.classes[at], "probabilities": dict(zip(package.classes, row, strict=True))}
-            for at, row in zip(likeliest, answers.tolist(), strict=True)
-        ]
-    return [
-        {"probability": probability, "prediction": probability >= endpoint.threshold}
-        for probability in answers.tolist()
-    ]
+        classes = np.array(package.classes, dtype=object)
+        return {"probabilities": answers, "prediction": classes[answers.argmax(axis=1)]}
+    # In double precision: the threshold is not rounded to what a probability can be.
+    return {"probability": answers, "prediction": answers.astype(np.float64) >= endpoint.threshold}
+
+
+def _predict(endpoint: Endpoint, loaded: Loaded, values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """:func:`_answers`, a row each; probabilities by the name of their class."""
+    columns = {name: each.tolist() for name, each in _answers(endpoint, loaded.package, values).items()}
+    if "probabilities" in columns:
+        classes = loaded.package.classes
+        columns["probabilities"] = [dict(zip(classes, row, strict=True)) for row in columns["probabilities"]]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _asked_at(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from typing import Any
 
 from manta.definitions import Endpoint
-from manta.errors import MantaError, NotFound, Unavailable
+from manta.errors import NotFound, Unavailable
 from manta.serving.core import Loaded
-from manta.serving.http import Answer, Asked, json_of, problem, uncompressed
+from manta.serving.http import Answer, Asked, answered, json_of, uncompressed
 from manta.serving.protocols import Call, openapi, openinference, predict, scoring
 
 log = logging.getLogger("manta.endpoint")
@@ -46,16 +45,8 @@ class Door:
         self.refused: dict[str, str] = {}
 
     async def answer(self, asked: Asked) -> Answer:
-        """Never raises: what is wrong is a problem object (RFC 9457)."""
-        request_id = asked.headers.get("x-request-id") or uuid.uuid4().hex
-        try:
-            return await self._route(asked, request_id)
-        except MantaError as error:
-            return problem(error, request_id)
-        except Exception:
-            log.exception("request %s", request_id)
-            failed = MantaError("the endpoint failed", hint=f"its log has request {request_id}")
-            return problem(failed, request_id)
+        """Never raises: what is wrong is a problem object."""
+        return await answered(asked, self._route, "endpoint", log)
 
     async def _route(self, asked: Asked, request_id: str) -> Answer:
         path, loaded = asked.path.strip("/"), self.loaded

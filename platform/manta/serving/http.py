@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import uuid
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -96,6 +98,22 @@ def uncompressed(content: bytes, encoding: str) -> bytes:
 
 def json_of(value: object, status: int = 200) -> Answer:
     return Answer(status, JSON, msgspec.json.encode(value))
+
+
+async def answered(
+    asked: Asked, route: Callable[[Asked, str], Awaitable[Answer]], what: str, log: logging.Logger
+) -> Answer:
+    """What ``route`` answers to a request and its id. Never raises: what is wrong is a problem object (RFC
+    9457); a fault of ``what`` itself is one too, and in its log."""
+    request_id = asked.headers.get("x-request-id") or uuid.uuid4().hex
+    try:
+        return await route(asked, request_id)
+    except MantaError as error:
+        return problem(error, request_id)
+    except Exception:
+        log.exception("request %s", request_id)
+        failed = MantaError(f"the {what} failed", hint=f"its log has request {request_id}")
+        return problem(failed, request_id)
 
 
 def problem(error: MantaError, request_id: str) -> Answer:

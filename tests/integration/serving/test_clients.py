@@ -20,12 +20,10 @@ import uvicorn
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from tritonclient.utils import InferenceServerException
 
-from manta.serving import core
 from manta.serving.asgi import Asgi
-from manta.serving.door import Door
 from tests.conftest import free_ports
 from tests.unit.serving import tiny
-from tests.unit.serving.tiny import ENDPOINT, KEYS, probability
+from tests.unit.serving.tiny import KEYS, probability
 
 BIAS = 0.25
 WANTED = [probability(BIAS, 5.0, 1.0), probability(BIAS, 0.0, 1.0)]
@@ -33,11 +31,7 @@ WANTED = [probability(BIAS, 5.0, 1.0), probability(BIAS, 0.0, 1.0)]
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("trips")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        door = Door(ENDPOINT, "test")
-        door.loaded = core.load(ENDPOINT, tiny.write_all(folder, bias=BIAS, version="3"))
+    with tiny.opened(tmp_path_factory.mktemp("trips"), BIAS, "3") as door:
         port = free_ports().serve
         config = uvicorn.Config(Asgi(door), host="127.0.0.1", port=port, log_level="warning")
         server = uvicorn.Server(config)

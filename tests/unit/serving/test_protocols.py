@@ -31,11 +31,7 @@ OCTETS = "application/octet-stream"
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    folder = tmp_path_factory.mktemp("trips")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        made = Door(ENDPOINT, "test")
-        made.loaded = core.load(ENDPOINT, tiny.write_all(folder, bias=BIAS, version="3"))
+    with tiny.opened(tmp_path_factory.mktemp("trips"), BIAS, "3") as made:
         yield made
 
 
@@ -132,6 +128,20 @@ def test_missing_is_null(door: Door) -> None:
     inputs[0]["data"], inputs[1]["data"] = [None], [None]
     answer = right(ask(door, INFER, {"inputs": inputs}))
     assert answer["outputs"][0]["data"] == pytest.approx([probability(BIAS, 0.0, 1.0)], abs=1e-6)
+
+
+def test_at_the_threshold_all_protocols_agree(door: Door) -> None:
+    probability = right(ask(door, "predict", {"rows": ROW}))["predictions"][0]["probability"]
+    assert probability == float(np.float32(probability))
+    for threshold in (
+        probability,
+        np.nextafter(probability, 1),
+    ):  # the second is the first, in single precision
+        strict = Door(ENDPOINT.replace(threshold=float(threshold)), "test")
+        strict.loaded = door.loaded
+        (asked,) = right(ask(strict, "predict", {"rows": ROW}))["predictions"]
+        inferred = right(ask(strict, INFER, {"inputs": features(5.0)}))["outputs"][1]
+        assert inferred["data"] == [asked["prediction"]] == [threshold == probability]
 
 
 def test_only_the_outputs_that_are_asked_for(door: Door) -> None:

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import onnx
+import pytest
 from onnx import TensorProto, helper
 
 from manta.definitions import Endpoint
 from manta.features.stores.sqlite import create_table, quoted, seconds_kept, writable
 from manta.features.wire import key_encoder, value_encoder
 from manta.models import package
+from manta.serving import core
+from manta.serving.door import Door
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 ENDPOINT = Endpoint(name="trips", model="trip", features="trip_v1", max_rows=1000, threshold=0.5)
@@ -182,6 +186,16 @@ def write_all(root: Path, bias: float = 0.0, version: str = "1") -> dict[str, st
     write_project(root)
     write_store(root / "online.db")
     return config(root, bias, version)
+
+
+@contextmanager
+def opened(root: Path, bias: float, version: str) -> Iterator[Door]:
+    """The door of an endpoint that serves it, and the project's own code to be imported meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root))
+        door = Door(ENDPOINT, "test")
+        door.loaded = core.load(ENDPOINT, write_all(root, bias=bias, version=version))
+        yield door
 
 
 def config(root: Path, bias: float, version: str, task: str = "binary") -> dict[str, str]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from typing import Any, NamedTuple
 
 from manta.definitions import Lookup
-from manta.errors import MantaError, NotFound, Unavailable
+from manta.errors import NotFound, Unavailable
 from manta.features.catalog import Catalog
 from manta.features.stores import OnlineStore, open_store_of
 from manta.ledger.roles import Role
-from manta.serving.http import JSON, Answer, Asked, problem, require_media_type
+from manta.serving.http import JSON, Answer, Asked, answered, require_media_type
 from manta.serving.lookup import messages
 from manta.serving.lookup.callers import Callers
 from manta.serving.lookup.messages import GetOnlineFeatures, Push, WriteToOnlineStore
@@ -63,17 +62,9 @@ class Door:
 
     async def answer(self, asked: Asked) -> Answer:
         """Never raises: what is wrong is a problem object."""
-        request_id = asked.headers.get("x-request-id") or uuid.uuid4().hex
-        try:
-            return await self._route(asked)
-        except MantaError as error:
-            return problem(error, request_id)
-        except Exception:
-            log.exception("request %s", request_id)
-            failed = MantaError("the door failed", hint=f"its log has request {request_id}")
-            return problem(failed, request_id)
+        return await answered(asked, self._route, "door", log)
 
-    async def _route(self, request: Asked) -> Answer:
+    async def _route(self, request: Asked, _: str) -> Answer:
         path = request.path.strip("/")
         if path == "get-online-features":
             return await self._get(request)
